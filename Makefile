@@ -1,0 +1,31 @@
+# Each target sets up everything that it needs. `make demo` and `make test` are all a newcomer has to know.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint tables clean
+
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.core
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core  ## the defence table on the embedded digits, with the shipped checkpoint -> runs/demo/
+	$(BIN)/purify tables --data digits --out runs/demo
+
+test: $(VENV)/.dev  ## lint, types and the whole test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+tables: $(VENV)/.core  ## recompute every defence table and hold it against the committed reference
+	$(BIN)/purify tables --check --out runs/tables
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,108 @@
+"""PGD: many projected steps along the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from purify.attacks.attack import Attack, Problem, hits
+from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.objective import LossName, make_objective
+
+__all__ = ["PGD"]
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient descent (Madry et al. 2018), L∞ and L2.
+
+    x₀ uniform in the ball;  x_{t+1} = Π( x_t + step · d_t ),  d_t as in :class:`FGSM`, Π the projection onto the ball and [0, 1].
+    For each image the iterate with the highest loss over all steps and restarts is returned (a successful one before any that
+    is not), rather than the last.
+
+    >>> from purify.attacks import ThreatModel
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> PGD(ThreatModel("l2", 0.1), steps=5)(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0])).success
+    tensor([True])
+    """
+
+    steps: int = 40
+    step_size: float | None = None
+    """In units of [0, 1]; None: 2.5 · eps / steps (Madry et al. 2018, appendix)."""
+    restarts: int = 1
+    """Independent random starts."""
+    random_start: bool = True
+    """Begin at a uniform draw from the ball; else at the image."""
+    loss: LossName = "ce"
+    """What is maximised: ``ce``, ``margin`` or ``dlr``."""
+    early_stop: bool = True
+    """Broken images leave the batch at their first break. False goes on to the highest loss: for attacks that must carry over to
+    another model (oblivious figures)."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError(f"expected at least one step and one restart, got {self.steps} and {self.restarts}")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError(f"expected a step size above 0, got {self.step_size}")
+        make_objective(self.loss)
+
+    def _search(
+        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
+    ) -> tuple[Tensor, Tensor]:
+        best = _Best(problem, logits)
+        for _ in range(self.restarts):
+            rows = (~best.success).nonzero().flatten() if self.early_stop else torch.arange(len(best.value))
+            if len(rows) == 0:
+                break
+            self._descend(model, problem.rows(rows), rows, best, generator, gradient)
+        return best.candidates, best.queries
+
+    def _descend(
+        self,
+        model: Model,
+        here: Problem,
+        rows: Tensor,
+        best: _Best,
+        generator: torch.Generator,
+        gradient: GradientPath,
+    ) -> None:
+        """One restart on ``here``, the problem's ``rows``, which thin out as images fall."""
+        objective = make_objective(self.loss)
+        step_size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
+        x = self.threat.random_point(here.images, generator) if self.random_start else here.images
+        for _ in range(self.steps):
+            step = gradient(x, lambda z, here=here: objective(z, here.labels, here.targets))  # type: ignore[misc]
+            broken = best.update(rows, x, step.logits, step.value, here)
+            x = self.threat.project(x + step_size * self.threat.steepest(step.gradient), here.images)
+            if self.early_stop and bool(broken.any()):
+                standing = (~broken).nonzero().flatten()
+                rows, x, here = rows[standing], x[standing], here.rows(standing)
+                if len(rows) == 0:
+                    return
+        with torch.no_grad():
+            logits = model(x).to(x.dtype)
+        best.update(rows, x, logits, objective(logits, here.labels, here.targets), here)
+
+
+class _Best:
+    """For each image the best iterate so far."""
+
+    def __init__(self, problem: Problem, logits: Tensor) -> None:
+        self.candidates = problem.images.clone()
+        self.success = hits(logits, problem)  # misclassified from the start: the image itself, unless a loss is higher
+        self.value = problem.images.new_full((len(logits),), float("-inf"))
+        self.queries = torch.zeros_like(problem.labels)
+
+    def update(self, rows: Tensor, x: Tensor, logits: Tensor, value: Tensor, here: Problem) -> Tensor:
+        """Enter the iterates ``x`` of ``rows``; returns bool (n,), which of them succeed."""
+        broken = hits(logits, here)
+        self.queries[rows] += 1
+        before = self.success[rows]
+        better = (broken & ~before) | ((broken == before) & (value > self.value[rows]))
+        chosen = rows[better]
+        self.candidates[chosen] = x[better]
+        self.value[chosen] = value[better]
+        self.success[chosen] = broken[better]
+        return broken

@@ -1,0 +1,38 @@
+"""What a defence costs: multiply-accumulates, parameters, milliseconds."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["count_macs", "count_parameters", "milliseconds_per_image"]
+
+
+def count_macs(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates for one image (C, H, W): convolutions and matrix products, as torch counts them (half its FLOPs)."""
+    parameter = next(module.parameters(), torch.empty(0))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.full((1, *image_shape), 0.5, device=parameter.device, dtype=parameter.dtype))
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of learnt values."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def milliseconds_per_image(module: nn.Module, images: Tensor, repeats: int = 7) -> float:
+    """Median wall time of a forward pass of the batch ``images`` (N, C, H, W), divided by N, in milliseconds."""
+    times = []
+    with torch.no_grad():
+        module(images)  # warm-up
+        for _ in range(repeats):
+            started = time.perf_counter()
+            module(images)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2] * 1000 / len(images)

@@ -1,0 +1,55 @@
+"""Intervals: a figure without one is not reported."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+__all__ = ["bootstrap_interval", "wilson_interval"]
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927), as shares in [0, 1].
+
+    Raises:
+        ValueError: n of 0, or successes outside 0 … n.
+
+    >>> tuple(round(bound, 3) for bound in wilson_interval(95, 100))
+    (0.888, 0.978)
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 to n successes of n ≥ 1 images, got {successes} of {n}")
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_interval(
+    rows: NDArray[np.float64], statistic: str = "recovered", draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over images (Efron 1979).
+
+    Args:
+        rows: for ``recovered`` (N, 3), whether each image was right when clean, attacked, and purified; for ``median`` (N,).
+        statistic: ``recovered`` = (purified − attacked) / (clean − attacked), or ``median``.
+        draws: number of resamples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound; NaN where too many resamples have nothing to recover.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = generator.integers(0, len(rows), size=(draws, len(rows)))
+    if statistic == "median":
+        values = np.median(rows[chosen], axis=1)
+    elif statistic == "recovered":
+        clean, attacked, purified = rows[chosen].mean(axis=1).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = (purified - attacked) / (clean - attacked)
+        values = values[np.isfinite(values)]
+        if len(values) < 0.9 * draws:
+            return float("nan"), float("nan")
+    else:
+        raise ValueError(f"unknown statistic {statistic!r}; known: recovered, median")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,161 @@
+"""The defence tables: for each data set at hand, no defence, the DSAE and three classical purifiers side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from purify.attacks import ThreatModel
+from purify.checkpoint import load, load_classifier
+from purify.classifier import NormalizedClassifier, wrap
+from purify.data import DataNotFoundError, ImageSet, load_dataset
+from purify.eval.baselines import BASELINES, make_baseline
+from purify.eval.curves import Curve, accuracy_against_eps
+from purify.eval.evaluate import Settings, craft_oblivious, evaluate
+from purify.eval.report import Report, markdown_table
+from purify.versions import library_versions
+
+__all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table"]
+
+FORMAT = 1
+"""Of the JSON file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """One defence table: which data, which classifier, which purifiers, which attacker."""
+
+    data: str
+    classifier: str
+    """Name or path of the victim's checkpoint."""
+    purifiers: tuple[str, ...]
+    """Names or paths of purifier checkpoints; the classical ones join in any case."""
+    threat: ThreatModel
+    images: int = 1000
+    """The first so many of the test split."""
+    curve_images: int = 200
+    """The first so many, for the curves of accuracy against eps."""
+    settings: Settings = field(default_factory=Settings)
+
+
+TABLES: dict[str, TableSpec] = {
+    "digits": TableSpec(
+        data="digits", classifier="digits-shufflenet", purifiers=("digits-dsae",), threat=ThreatModel("linf", 0.15)
+    ),
+    "mnist": TableSpec(data="mnist", classifier="mnist-resnet18", purifiers=("mnist-dsae",), threat=ThreatModel("linf", 0.2)),
+}
+"""The tables that ``purify tables`` makes; one a data set."""
+
+
+@dataclass(frozen=True)
+class DefenceTable:
+    """The rows of one data set, or the reason why there are none."""
+
+    spec: TableSpec
+    reports: list[Report] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
+    """Unreadable image files."""
+    not_run: str = ""
+    """Why there are no rows."""
+    images: Tensor | None = field(default=None, repr=False)
+    """(N, C, H, W), clean."""
+    attacked: Tensor | None = field(default=None, repr=False)
+    """(N, C, H, W), by PGD on the bare classifier."""
+
+    def markdown(self) -> str:
+        """Title line, table, and what each column's claim is."""
+        title = f"### {self.spec.data}, {self.spec.threat}"
+        if self.not_run:
+            return f"{title}\n\nNot run: {self.not_run}"
+        first = self.reports[0]
+        skipped = f" {len(self.skipped)} unreadable images were skipped." if self.skipped else ""
+        note = (
+            f"Classifier {self.spec.classifier}; n = {first.clean.n} test images, seed {first.seed}. Accuracies in % with 95 % "
+            f"Wilson intervals; recovered = (purified − attacked) / (clean − attacked), 95 % bootstrap interval. Oblivious: "
+            f"{first.undefended['PGD'].attack} and FGSM, made on the bare classifier. Adaptive: made on purifier and classifier "
+            f"together, per-image worst case over transferred examples and every gradient path. Margins: medians, in logits. "
+            f"MACs: the purifier's over the classifier's. ms: for an image, both together, in batches of 32.{skipped}"
+        )
+        return f"{title}\n\n{markdown_table(self.reports)}\n\n{note}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain values."""
+        return {
+            "format": FORMAT,
+            "spec": dataclasses.asdict(self.spec),
+            "rows": [report.to_dict() for report in self.reports],
+            "curves": [dataclasses.asdict(curve) for curve in self.curves],
+            "skipped": list(self.skipped),
+            "not_run": self.not_run,
+            "versions": library_versions(),
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write ``<data>.md``, ``<data>.json`` and ``<data>.<defence>.csv`` (one row an image); returns what was written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = _file_stem(self.spec.data)
+        table, figures = folder / f"{stem}.md", folder / f"{stem}.json"
+        table.write_text(self.markdown() + "\n", encoding="utf-8")
+        figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return [table, figures, *(report.to_csv(folder / f"{stem}.{_file_stem(report.name)}.csv") for report in self.reports)]
+
+
+def defence_table(
+    spec: TableSpec,
+    *,
+    data_root: str | Path | None = None,
+    size: int | None = None,
+    class_list: str | Path | None = None,
+    baselines: tuple[str, ...] = BASELINES,
+    quiet: bool = False,
+) -> DefenceTable:
+    """Make one table. A data set that is not at hand gives a table that says so.
+
+    Args:
+        spec: what to measure.
+        data_root: see ``purify.load_dataset``; also ``size`` and ``class_list``.
+        size: side in pixels for folders of images.
+        class_list: class folders in label order.
+        baselines: classical purifiers, names in ``purify.eval.baselines.BASELINES``.
+        quiet: no progress bars.
+    """
+    classifier = load_classifier(spec.classifier)
+    purifiers: dict[str, nn.Module] = {Path(name).stem: load(name) for name in spec.purifiers}
+    try:
+        test = load_dataset(spec.data, "test", data_root=data_root, size=size, class_list=class_list).first(spec.images)
+    except DataNotFoundError as missing:
+        return DefenceTable(spec, not_run=str(missing))
+    for name in baselines:
+        training = None
+        if name == "pca":
+            training = load_dataset(spec.data, "train", data_root=data_root, size=size, class_list=class_list)
+        purifiers[name] = make_baseline(name, training)
+    return _measure(spec, classifier, purifiers, test, quiet)
+
+
+def _measure(
+    spec: TableSpec, classifier: NormalizedClassifier, purifiers: dict[str, nn.Module], test: ImageSet, quiet: bool
+) -> DefenceTable:
+    images, labels = test.batch(slice(None))
+    defences: dict[str, nn.Module] = {"none": classifier}
+    defences |= {name: wrap(classifier, purifier.eval()) for name, purifier in purifiers.items()}
+    shared = craft_oblivious(classifier, images, labels, spec.threat, spec.settings, quiet=quiet)
+    reports = [
+        evaluate(model, images, labels, spec.threat, settings=spec.settings, oblivious=shared, name=name, quiet=quiet)
+        for name, model in defences.items()
+    ]
+    few = slice(0, spec.curve_images)
+    curves = accuracy_against_eps(defences, classifier, images[few], labels[few], spec.threat, spec.settings, quiet=quiet)
+    return DefenceTable(spec, reports, curves, test.skipped, images=images, attacked=shared.images["PGD"])
+
+
+def _file_stem(name: str) -> str:
+    """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``."""
+    kind, _, path = name.partition(":")
+    return f"{kind}-{Path(path).stem}" if path else kind

@@ -1,0 +1,55 @@
+"""Torchvision classifiers for images smaller or greyer than ImageNet's, described by a few words in a checkpoint's card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torchvision
+from torch import nn
+
+__all__ = ["ClassifierConfig", "build_classifier"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A torchvision model and what was changed in it."""
+
+    model: str = "resnet18"
+    """Name in ``torchvision.models``."""
+    classes: int = 10
+    channels: int = 3
+    """Image channels that the first convolution takes."""
+    small_stem: bool = False
+    """First convolution 3×3 with stride 1, for images of about 64 pixels or fewer (resnet and shufflenet families)."""
+    max_pool: bool = True
+    """Keep the max-pooling that follows the first convolution."""
+
+
+def build_classifier(config: ClassifierConfig) -> nn.Module:
+    """Build the torchvision model with random weights: images (N, channels, H, W), normalised, to logits (N, classes).
+
+    Raises:
+        ValueError: torchvision has no such model, or its stem is not one that can be changed.
+
+    >>> model = build_classifier(ClassifierConfig(model="resnet18", channels=1, small_stem=True))
+    >>> model.conv1
+    Conv2d(1, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if config.model not in known:
+        raise ValueError(f"torchvision has no classifier {config.model!r}; known: {', '.join(known)}")
+    model: nn.Module = torchvision.models.get_model(config.model, weights=None, num_classes=config.classes)
+    if config.channels == 3 and not config.small_stem and config.max_pool:
+        return model
+    first = getattr(model, "conv1", None)  # resnet: a convolution; shufflenet: a sequence that begins with one
+    holder, key = (first, "0") if isinstance(first, nn.Sequential) else (model, "conv1")
+    old = getattr(holder, key, None)
+    if not isinstance(old, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise ValueError(f"do not know how to change the stem of {config.model!r}; resnets and shufflenets can be changed")
+    kernel, stride, padding = (3, 1, 1) if config.small_stem else (old.kernel_size, old.stride, old.padding)
+    new = nn.Conv2d(config.channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(holder, key, new)
+    if not config.max_pool:
+        model.maxpool = nn.Identity()
+    return model

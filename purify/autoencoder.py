@@ -1,0 +1,252 @@
+"""The purifier: a convolutional denoising sparse autoencoder (DSAE)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purify.images import check_images
+from purify.sparse import nonnegative_soft_threshold
+
+__all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSAEConfig:
+    """Architecture of a :class:`DenoisingSparseAutoencoder`. Sizes in pixels unless said otherwise."""
+
+    channels: int = 1
+    """Image channels C (1 grey, 3 colour)."""
+    units: int = 96
+    """Code channels K, which is also the number of atoms."""
+    atom: int = 6
+    """Side of a (square) atom."""
+    stride: int = 2
+    """The code has one position for each stride × stride pixels."""
+    encoder: Literal["deep", "linear", "tied"] = "deep"
+    """deep: residual convolutions, then linear; linear: one learnt convolution; tied: the dictionary's transpose
+    (with ``steps`` > 1 the textbook ISTA)."""
+    width: int = 64
+    """Hidden channels of the deep encoder."""
+    depth: int = 3
+    """Residual blocks of the deep encoder, at the resolution of the code."""
+    steps: int = 1
+    """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "units", "atom", "stride", "width", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DSAEConfig.{name} must be at least 1, got {getattr(self, name)}")
+        if self.depth < 0:
+            raise ValueError(f"DSAEConfig.depth must not be negative, got {self.depth}")
+        if self.atom < self.stride or (self.atom - self.stride) % 2:
+            raise ValueError(
+                "DSAEConfig.atom must be at least the stride and differ from it by an even number (atoms overlap "
+                f"evenly on both sides), got atom {self.atom} with stride {self.stride}"
+            )
+        if self.encoder not in ("deep", "linear", "tied"):
+            raise ValueError(f"DSAEConfig.encoder must be 'deep', 'linear' or 'tied', got {self.encoder!r}")
+
+
+@dataclass(frozen=True)
+class CodeStatistics:
+    """How sparse and how faithful a code is, over a set of images."""
+
+    l0: float
+    """Mean number of active units (entries > 0 of the code tensor) for one image."""
+    density: float
+    """``l0`` as a share of all entries of the code, 0 … 1."""
+    explained_variance: float
+    """1 − Σ(x − x̂)² / Σ(x − mean image)², at most 1."""
+    dead_units: float
+    """Share of the K units that were active nowhere in these images, 0 … 1."""
+
+
+class _ResidualBlock(nn.Module):
+    """x + conv(relu(conv(relu(x)))), 3×3, without normalisation layers (a purifier sees one image at a time)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)  # starts as the identity (Zhang, Dauphin & Ma 2019)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(F.relu(self.first(F.relu(x))))
+        return out
+
+
+class DenoisingSparseAutoencoder(nn.Module):
+    """Rebuilds an image from a few active units of a non-negative convolutional code.
+
+    With dictionary D (a transposed convolution whose K atoms have unit norm), encoder E, offset b (one value for each
+    channel) and thresholds θ_k ≥ 0 (one for each unit, learnt), T = ``config.steps`` proximal-gradient steps
+
+        z₀ = 0,   z_{t+1} = relu( z_t + E(x − b − D z_t) − θ )
+
+    give the code z = z_T, and the purified image is x̂ = clip(D z + b, 0, 1). T = 1 is the classic sparse autoencoder
+    with shifted ReLU; a tied encoder E = η Dᵀ makes it ISTA on ½‖x − b − Dz‖² + (θ/η)·Σz, z ≥ 0
+    (Beck & Teboulle 2009; learnt encoders: Gregor & LeCun 2010; convolutional: Papyan, Romano & Elad 2017).
+
+    Images (N, C, H, W) in [0, 1] with any H and W (odd, non-square, smaller than an atom: the border is replicated up to
+    the next multiple of the stride and cut off again). Codes (N, K, ⌈H/stride⌉, ⌈W/stride⌉), not negative.
+
+    >>> purifier = DenoisingSparseAutoencoder(DSAEConfig(channels=3, units=8, width=4, depth=1))
+    >>> x = torch.rand(2, 3, 9, 7)
+    >>> code = purifier.encode(x)
+    >>> code.shape, purifier.decode(code, size=(9, 7)).shape, purifier(x).shape
+    (torch.Size([2, 8, 5, 4]), torch.Size([2, 3, 9, 7]), torch.Size([2, 3, 9, 7]))
+    """
+
+    def __init__(self, config: DSAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DSAEConfig()
+        atom_shape = (config.units, config.channels, config.atom, config.atom)
+        self.overlap = (config.atom - config.stride) // 2
+        self.atoms = nn.Parameter(torch.randn(atom_shape))  # (K, C, a, a), normalised when used
+        self.offset = nn.Parameter(torch.zeros(config.channels, 1, 1))  # b
+        self.raw_threshold = nn.Parameter(torch.full((config.units, 1, 1), _inverse_softplus(0.05)))
+        self.stem: nn.Module = nn.Identity()
+        self.blocks: nn.Module = nn.Identity()
+        if config.encoder == "tied":
+            self.log_step_size = nn.Parameter(torch.tensor(0.0))  # log η
+        elif config.encoder == "linear":
+            self.analysis = nn.Conv2d(config.channels, config.units, config.atom, config.stride, self.overlap)
+            with torch.no_grad():  # starts as the tied encoder with η = 1
+                self.analysis.weight.copy_(self.dictionary)
+        else:
+            self.stem = nn.Conv2d(config.channels, config.width, config.atom, config.stride, self.overlap)
+            self.blocks = nn.Sequential(*(_ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
+            self.analysis = nn.Conv2d(config.width, config.units, 3, padding=1)
+
+    @property
+    def dictionary(self) -> Tensor:
+        """The atoms (K, C, a, a), each of unit Euclidean norm."""
+        return F.normalize(self.atoms.flatten(1), dim=1).view_as(self.atoms)
+
+    @property
+    def threshold(self) -> Tensor:
+        """The thresholds θ (K, 1, 1), never negative: softplus of the learnt parameter."""
+        return F.softplus(self.raw_threshold)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to the sparse, non-negative code (N, K, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        padded = self._pad(images) - self.offset
+        dictionary, threshold = self.dictionary, self.threshold
+        code = nonnegative_soft_threshold(self._analyse(padded, dictionary), threshold)
+        for _ in range(self.config.steps - 1):
+            rest = padded - self._synthesise(code, dictionary)
+            code = nonnegative_soft_threshold(code + self._analyse(rest, dictionary), threshold)
+        return code
+
+    def decode(self, code: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Code (N, K, h, w) to the image (N, C, H, W) in [0, 1].
+
+        ``size`` = (H, W) cuts the border off; without it the image has the code's full extent (h·stride, w·stride).
+        """
+        return self.synthesise(code, size).clamp(0, 1)
+
+    def synthesise(self, code: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """D z + b: what :meth:`decode` gives before it clips to [0, 1]."""
+        image = self._synthesise(code, self.dictionary) + self.offset
+        return image if size is None else image[..., : size[0], : size[1]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify: images (N, C, H, W) in [0, 1] to the same shape and range."""
+        return self.decode(self.encode(images), size=(images.shape[-2], images.shape[-1]))
+
+    def relaxed(self, images: Tensor) -> Tensor:
+        """The purifier without its final clip: a differentiable stand-in whose gradient does not vanish at 0 and 1."""
+        return self.synthesise(self.encode(images), size=(images.shape[-2], images.shape[-1]))
+
+    def tied_analysis_norm(self, size: tuple[int, int], iterations: int = 50) -> float:
+        """Largest eigenvalue of Dᵀ D for images of ``size``, by power iteration: ISTA converges for η below 2 / this."""
+        with torch.no_grad():
+            h, w = (-(-s // self.config.stride) for s in size)
+            generator = torch.Generator(device=self.atoms.device).manual_seed(0)
+            z = torch.randn(1, self.config.units, h, w, generator=generator, device=self.atoms.device)
+            value = 0.0
+            for _ in range(iterations):
+                z = z / z.norm()
+                z = F.conv2d(self._synthesise(z, self.dictionary), self.dictionary, None, self.config.stride, self.overlap)
+                value = float(z.norm())
+        return value
+
+    def unit_rows(self) -> list[tuple[str, Tensor]]:
+        """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
+        mine: list[tuple[str, Tensor]] = [("atoms", self.atoms), ("raw_threshold", self.raw_threshold)]
+        if self.config.encoder != "tied":
+            mine += [("analysis.weight", self.analysis.weight)]
+            mine += [("analysis.bias", self.analysis.bias)] if self.analysis.bias is not None else []
+        return mine
+
+    @torch.no_grad()
+    def revive(self, units: Tensor, images: Tensor, generator: torch.Generator) -> None:
+        """Give dead units a new start: their atoms become patches that are rebuilt badly now (Bricken et al. 2023).
+
+        Args:
+            units: indices (n,) of the units.
+            images: (N, C, H, W) in [0, 1], the source of the patches.
+            generator: chooses among the worst rebuilt patches, and draws the encoder's rows.
+        """
+        side = self.config.atom
+        rest = F.pad(images - self(images), (0, max(0, side - images.shape[-1]), 0, max(0, side - images.shape[-2])))
+        patches = F.unfold(rest, side, stride=self.config.stride)  # (N, C·a·a, positions)
+        patches = patches.transpose(1, 2).flatten(0, 1)  # (N · positions, C·a·a)
+        energy = patches.square().sum(1)
+        chosen = patches[torch.multinomial(energy + 1e-12, len(units), replacement=True, generator=generator)]
+        self.atoms[units] = F.normalize(chosen + 1e-6, dim=1).view(-1, *self.atoms.shape[1:])
+        self.raw_threshold[units] = _inverse_softplus(0.05)
+        if self.config.encoder == "linear":
+            self.analysis.weight[units] = 0.5 * self.atoms[units]
+        elif self.config.encoder == "deep":
+            spread = 0.5 * self.analysis.weight.std()
+            self.analysis.weight[units] = spread * torch.randn(self.analysis.weight[units].shape, generator=generator)
+        if self.config.encoder != "tied" and self.analysis.bias is not None:
+            self.analysis.bias[units] = 0.0
+
+    @torch.no_grad()
+    def statistics(self, images: Tensor) -> CodeStatistics:
+        """L0, density, explained variance and dead-unit share over ``images`` (N, C, H, W)."""
+        check_images(images, self.config.channels)
+        code = self.encode(images)
+        purified = self.decode(code, size=(images.shape[-2], images.shape[-1]))
+        active = code > 0
+        spread = (images - images.mean(0, keepdim=True)).square().sum()
+        return CodeStatistics(
+            l0=active.flatten(1).sum(1).float().mean().item(),
+            density=active.float().mean().item(),
+            explained_variance=1 - ((images - purified).square().sum() / spread.clamp_min(1e-12)).item(),
+            dead_units=1 - active.any(dim=3).any(dim=2).any(dim=0).float().mean().item(),
+        )
+
+    def extra_repr(self) -> str:
+        """The configuration, as ``print(purifier)`` shows it."""
+        return ", ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(self.config).items())
+
+    def _pad(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        below, right = -height % self.config.stride, -width % self.config.stride
+        return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+
+    def _analyse(self, rest: Tensor, dictionary: Tensor) -> Tensor:
+        """E: (N, C, H, W) to (N, K, h, w)."""
+        if self.config.encoder == "tied":
+            return self.log_step_size.exp() * F.conv2d(rest, dictionary, None, self.config.stride, self.overlap)
+        out: Tensor = self.analysis(self.blocks(self.stem(rest)))
+        return out
+
+    def _synthesise(self, code: Tensor, dictionary: Tensor) -> Tensor:
+        """D: (N, K, h, w) to (N, C, H, W)."""
+        return F.conv_transpose2d(code, dictionary, None, self.config.stride, self.overlap)
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))

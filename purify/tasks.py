@@ -1,0 +1,201 @@
+"""The two things that are trained: a classifier on clean images, and a denoising purifier in front of a frozen classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purify.architecture import build_classifier
+from purify.attacks import FGSM, PGD, ThreatModel
+from purify.autoencoder import DenoisingSparseAutoencoder
+from purify.checkpoint import Card, load_classifier, read_card
+from purify.classifier import Normalize, NormalizedClassifier
+from purify.data import ImageSet
+from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe
+from purify.training import Task, autocast
+
+__all__ = ["ClassifierTask", "PurifierTask", "make_task"]
+
+_VALIDATED = 500
+"""Images of the validation split on which each epoch is judged."""
+
+
+def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet) -> Task:
+    """The task that a recipe describes, with freshly drawn weights (from the recipe's seed)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if isinstance(recipe, ClassifierRecipe):
+            return ClassifierTask(recipe, training, validation)
+        if isinstance(recipe, PurifierRecipe):
+            return PurifierTask(recipe, training, validation)
+    raise TypeError(f"no task for a {type(recipe).__name__}")
+
+
+class ClassifierTask(Task):
+    """Cross-entropy on augmented images."""
+
+    def __init__(self, recipe: ClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
+        self.recipe, self.validation, self.shape = recipe, validation, training.image_shape
+        _check_shape(recipe.name, "architecture.channels", recipe.architecture.channels, training)
+        self.model: NormalizedClassifier = NormalizedClassifier(
+            build_classifier(recipe.architecture), Normalize(recipe.mean, recipe.std)
+        )
+
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy with label smoothing."""
+        with autocast(images.device):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        return loss, {"accuracy": float((logits.argmax(1) == labels).float().mean())}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Clean accuracy on the whole validation split."""
+        right = 0
+        with torch.no_grad():
+            for start in range(0, len(self.validation), 500):
+                images, labels = self.validation.batch(slice(start, start + 500))
+                right += int((model(images).argmax(1) == labels).sum())
+        return {"val_accuracy": right / len(self.validation)}
+
+    def card(self, model: nn.Module) -> Card:
+        """Architecture and normalisation."""
+        return Card(
+            name=self.recipe.name,
+            kind="classifier",
+            architecture=dataclasses.asdict(self.recipe.architecture),
+            image_shape=self.shape,
+            mean=self.recipe.mean,
+            std=self.recipe.std,
+            dataset=self.recipe.dataset,
+        )
+
+
+class PurifierTask(Task):
+    """Denoise: pixel error, L1 norm of the code, and agreement of the frozen classifier before and after.
+
+    loss = w_p · mean (x̂ − x)² + w_1 · Σ z / N + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
+    """
+
+    def __init__(self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet) -> None:
+        self.recipe, self.shape = recipe, training.image_shape
+        _check_shape(recipe.name, "architecture.channels", recipe.architecture.channels, training)
+        self.classifier = load_classifier(_beside(recipe.classifier)).requires_grad_(False)
+        self.classifier.to(memory_format=torch.channels_last)
+        expected = read_card(_beside(recipe.classifier)).image_shape
+        if expected[0] != training.image_shape[0]:
+            raise ValueError(
+                f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
+                f"data set {training.name} has {training.image_shape[0]}"
+            )
+        self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
+        self.fired = torch.zeros(recipe.architecture.units, dtype=torch.bool)
+        self.seen = training.batch(slice(0, 64))[0]  # images for reviving units
+        self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
+        self.attacked: Tensor | None = None
+
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss above, on a batch partly noisy and partly attacked."""
+        recipe = self.recipe
+        with autocast(images.device):
+            disturbed = self._disturb(images, labels, generator)
+            code = self.model.encode(disturbed)
+            purified = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))  # unclipped: gradients at 0 and 1
+            with torch.no_grad():
+                before = self.classifier(images)
+            after = self.classifier(purified)
+        self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
+        pixel = F.mse_loss(purified.float(), images)
+        l1 = code.float().sum() / len(code)
+        agreement = F.kl_div(
+            F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean"
+        )
+        loss = recipe.pixel_weight * pixel + recipe.l1_weight * l1 + recipe.agreement_weight * agreement
+        l0 = float((code > 0).sum() / len(code))
+        return loss, {"pixel": pixel.item(), "L0": l0, "agreement": agreement.item()}
+
+    def _disturb(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        recipe = self.recipe
+        count = round(recipe.attacked * len(images))
+        low, high = recipe.eps
+        eps = low + (high - low) * float(torch.rand((), generator=generator))
+        parts = []
+        if count:
+            threat = ThreatModel("linf", eps)
+            if float(torch.rand((), generator=generator)) < 0.25:
+                attack: FGSM | PGD = FGSM(threat, early_stop=False)
+            else:
+                attack = PGD(threat, steps=recipe.attack_steps, early_stop=False)
+            parts.append(attack(self.classifier, images[:count], labels[:count], generator=generator).adversarial)
+        rest = images[count:]
+        sigma = recipe.noise * torch.rand(len(rest), 1, 1, 1, generator=generator)
+        parts.append((rest + sigma * torch.randn(rest.shape, generator=generator)).clamp(0, 1))
+        return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Clean accuracy behind the purifier, accuracy under an oblivious PGD at the largest eps, and the code's statistics."""
+        assert isinstance(model, DenoisingSparseAutoencoder)
+        if self.attacked is None:
+            attack = PGD(ThreatModel("linf", self.recipe.eps[1]), steps=20, early_stop=False)
+            self.attacked = attack(self.classifier, self.clean, self.labels).adversarial
+        statistics = model.statistics(self.clean)
+
+        def accuracy(images: Tensor) -> float:
+            return float((self.classifier(images).argmax(1) == self.labels).float().mean())
+
+        return {
+            "val_clean": accuracy(model(self.clean)),
+            "val_clean_undefended": accuracy(self.clean),
+            "val_oblivious_pgd": accuracy(model(self.attacked)),
+            "val_oblivious_undefended": accuracy(self.attacked),
+            "val_l0": statistics.l0,
+            "val_density": statistics.density,
+            "val_explained_variance": statistics.explained_variance,
+            "val_dead_units": statistics.dead_units,
+        }
+
+    def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
+        """Revive the units that never fired in this epoch."""
+        dead = (~self.fired).nonzero().flatten()
+        self.fired.zero_()
+        if len(dead) and share_done <= self.recipe.revive_until:
+            generator = torch.Generator().manual_seed(self.recipe.seed + int(1e6 * share_done))
+            self.model.revive(dead, self.seen, generator)
+            copies = [self.model] if averaged is None else [self.model, averaged.module]
+            for name, row in self.model.unit_rows():
+                for copy in copies[1:]:
+                    dict(copy.named_parameters())[name].data[dead] = row.data[dead]  # type: ignore[union-attr]
+                for moment in optimizer.state.get(row, {}).values():
+                    if isinstance(moment, Tensor) and moment.shape == row.shape:
+                        moment[dead] = 0
+        return {"dead": float(len(dead))}
+
+    def state(self) -> dict[str, Tensor]:
+        """Which units fired so far in this epoch."""
+        return {"fired": self.fired}
+
+    def card(self, model: nn.Module) -> Card:
+        """Architecture."""
+        return Card(
+            name=self.recipe.name,
+            kind="purifier",
+            architecture=dataclasses.asdict(self.recipe.architecture),
+            image_shape=self.shape,
+            dataset=self.recipe.dataset,
+        )
+
+
+def _beside(classifier: str) -> str | Path:
+    """A shipped name as it is; anything else is a path."""
+    return Path(classifier) if classifier.endswith(".safetensors") else classifier
+
+
+def _check_shape(recipe: str, field: str, channels: int, training: ImageSet) -> None:
+    if channels != training.image_shape[0]:
+        raise ValueError(
+            f"recipe {recipe}: {field} is {channels}, but data set {training.name} has {training.image_shape[0]} channels"
+        )

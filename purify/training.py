@@ -1,0 +1,292 @@
+"""The training loop: one for classifiers and purifiers, resumable at any moment with the same result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from purify.checkpoint import Card, save
+from purify.data import ImageSet
+from purify.recipes import Recipe
+from purify.versions import library_versions
+
+__all__ = ["Task", "TrainingInterruptedError", "augment", "autocast", "train"]
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """Stopped by SIGINT after the state was saved."""
+
+
+class Task(ABC):
+    """What is trained, by which loss, and how it is judged."""
+
+    model: nn.Module
+    """The module whose parameters are trained."""
+
+    @abstractmethod
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss (scalar) of a batch (N, C, H, W) in [0, 1], and what the progress bar shows beside it."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of ``model`` on the validation split."""
+
+    @abstractmethod
+    def card(self, model: nn.Module) -> Card:
+        """The card, but for what the loop adds."""
+
+    def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
+        """Called after each epoch's last step; returns what happened."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that must survive a restart beside the weights; they are put back in place."""
+        return {}
+
+
+def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, quiet: bool = False) -> Path:
+    """Train until the recipe's last epoch; saves after each, and continues from what ``folder`` holds.
+
+    All randomness of a step comes from the recipe's seed and the step's number, so a run that was interrupted (SIGINT: state
+    saved at once; kill −9: state of the last finished epoch) and started again ends with the same weights.
+
+    Args:
+        task: model and loss.
+        recipe: all settings.
+        data: the training split.
+        folder: for ``state.pt``, ``log.jsonl``, and at the end ``<recipe.name>.safetensors`` and its card.
+        quiet: no progress bar.
+
+    Returns:
+        The path of the safetensors file.
+
+    Raises:
+        ValueError: ``folder`` holds a run with other settings (the message shows the difference).
+        FloatingPointError: the loss is not finite; the last finished epoch is kept.
+        TrainingInterruptedError: SIGINT.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(task, recipe, folder)
+    run.resume()
+    steps = math.ceil(len(data) / recipe.batch_size)
+    with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):
+        while run.epoch < recipe.epochs:
+            started, first = time.perf_counter(), run.batch
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed * 100_003 + run.epoch))
+            bar = tqdm(
+                total=len(data),
+                initial=run.batch * recipe.batch_size,
+                desc=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
+                unit="image",
+                disable=quiet or None,
+                leave=False,
+            )
+            task.model.train()
+            while run.batch < steps:
+                chosen = order[run.batch * recipe.batch_size : (run.batch + 1) * recipe.batch_size]
+                shown = run.step(*data.batch(chosen), progress=(run.epoch + run.batch / steps) / recipe.epochs)
+                run.batch += 1
+                bar.update(len(chosen))
+                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
+                if interrupted():
+                    run.save()
+                    raise TrainingInterruptedError(
+                        f"stopped in epoch {run.epoch + 1} after {run.batch} of {steps} batches; "
+                        f"saved in {folder}; the same command goes on from here"
+                    )
+            bar.close()
+            run.finish_epoch(time.perf_counter() - started, len(data) - first * recipe.batch_size)
+    return run.export()
+
+
+class _Run:
+    """The state of one training: weights, average, optimiser, position, history."""
+
+    def __init__(self, task: Task, recipe: Recipe, folder: Path) -> None:
+        self.task, self.recipe, self.folder = task, recipe, folder
+        self.epoch = self.batch = self.total_steps = 0
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        task.model.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate)
+        self.averaged: AveragedModel | None = None
+        if recipe.ema_decay:
+            self.averaged = AveragedModel(task.model, avg_fn=self._average, use_buffers=True)
+
+    def _average(self, average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        decay = min(self.recipe.ema_decay, (1 + float(count)) / (10 + float(count)))  # short memory at first
+        return torch.lerp(average, value, 1 - decay) if average.is_floating_point() else value
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The averaged weights where there are some."""
+        return self.task.model if self.averaged is None else self.averaged.module
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
+        """One optimiser step; returns what the progress bar shows."""
+        seed = self.recipe.seed * 1_000_003 + self.total_steps
+        torch.manual_seed(seed)  # dropout; forked from the user's stream by the caller
+        generator = torch.Generator().manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _schedule(progress)
+        images = augment(images, self.recipe, generator).to(memory_format=torch.channels_last)
+        loss, shown = self.task.loss(images, labels, generator)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}; {self.folder} keeps the last "
+                "finished epoch. A smaller learning_rate usually helps"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.task.model)
+        self.total_steps += 1
+        return {"loss": loss.item(), **shown}
+
+    def finish_epoch(self, seconds: float, images: int) -> None:
+        """Validate, log and save."""
+        self.seconds += seconds
+        self.epoch, self.batch = self.epoch + 1, 0
+        happened = self.task.end_epoch(self.epoch / self.recipe.epochs, self.optimizer, self.averaged)
+        model = self.best_model.eval()
+        figures = {"epoch": self.epoch, "seconds": round(seconds, 1), "images_per_second": round(images / seconds), **happened}
+        every = max(1, self.recipe.epochs // 20)  # validating a very short epoch would cost more than the epoch
+        if self.epoch % every == 0 or self.epoch == self.recipe.epochs:
+            figures |= self.task.validate(model)
+            tqdm.write(f"{self.recipe.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.history.append(figures)
+        self.save()
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(figures) + "\n")
+
+    def save(self) -> None:
+        """Write ``state.pt`` atomically."""
+        state = {
+            "recipe": json.dumps(dataclasses.asdict(self.recipe), sort_keys=True),
+            "position": (self.epoch, self.batch, self.total_steps),
+            "seconds": self.seconds,
+            "history": self.history,
+            "model": self.task.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state(),
+        }
+        partial = self.folder / f"state.{os.getpid()}.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "state.pt")
+
+    def resume(self) -> None:
+        """Continue from ``state.pt``, if it is there and of the same recipe."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        before, now = json.loads(state["recipe"]), json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        if before != now:
+            changed = [f"{k}: {before.get(k)} there, {now.get(k)} here" for k in {**before, **now} if before.get(k) != now.get(k)]
+            raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give another --out")
+        self.epoch, self.batch, self.total_steps = state["position"]
+        self.seconds, self.history = state["seconds"], state["history"]
+        self.task.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, tensor in self.task.state().items():
+            tensor.copy_(state["task"][name])
+        tqdm.write(f"{self.recipe.name}: goes on from epoch {self.epoch + 1}, batch {self.batch + 1} ({path})")
+
+    def export(self) -> Path:
+        """Write the averaged weights and the card."""
+        model = self.best_model.eval()
+        measured = {k: v for k, v in self.history[-1].items() if k not in ("seconds", "images_per_second", "epoch")}
+        card = dataclasses.replace(
+            self.task.card(model),
+            recipe=dataclasses.asdict(self.recipe),
+            seed=self.recipe.seed,
+            versions=library_versions(),
+            wall_seconds=round(self.seconds, 1),
+            figures=measured,
+        )
+        path = self.folder / f"{self.recipe.name}.safetensors"
+        save(model, card, path)
+        return path
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast where the processor multiplies in it, otherwise a context that does nothing."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Shift, rotate, zoom and mirror each image (N, C, H, W) by its own random amounts; black beyond the border."""
+    if not (recipe.shift or recipe.rotate or recipe.zoom or recipe.flip):
+        return images
+    n, _, h, w = images.shape
+    draw = torch.rand(5, n, generator=generator) * 2 - 1  # uniform in [-1, 1]
+    angle, zoom = draw[0] * math.radians(recipe.rotate), 1 + draw[1] * recipe.zoom
+    mirror = draw[4].sign() if recipe.flip else torch.ones(n)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    across, down = draw[2] * recipe.shift * 2 / w, draw[3] * recipe.shift * 2 / h
+    matrix = torch.stack([torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+def _schedule(progress: float) -> float:
+    """Linear warm-up over the first tenth, then half a cosine to 0."""
+    if progress < 0.1:
+        return 0.05 + 0.95 * progress / 0.1
+    return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices and kernels only, not biases, norms and thresholds."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in trained if p.ndim > 1 and "threshold" not in name], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if p.ndim <= 1 or "threshold" in name], "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def _interrupts() -> Iterator[Any]:
+    """Turn the first SIGINT into a flag; a second one interrupts at once. Only the main thread can listen."""
+    asked = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

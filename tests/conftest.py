@@ -1,0 +1,64 @@
+"""Shared fixtures. Data beyond the embedded digits is used where it is and otherwise skipped with the reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purify
+from purify.data import DataNotFoundError, ImageSet
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_root() -> Path | None:
+    """``PURIFY_DATA``, else a folder ``shared/data`` beside the checkout, else None."""
+    given = os.environ.get("PURIFY_DATA")
+    beside = ROOT.parent / "shared" / "data"
+    return Path(given) if given else beside if beside.exists() else None
+
+
+def need(path: str) -> Path:
+    """A file or folder of the data root, or skip."""
+    root = data_root()
+    if root is None or not (root / path).exists():
+        pytest.skip(f"no {path}: set PURIFY_DATA to a folder that holds it")
+    return root / path
+
+
+@pytest.fixture(scope="session")
+def mnist_test() -> ImageSet:
+    need("mnist")
+    try:
+        return purify.load_dataset("mnist", "test", data_root=data_root())
+    except DataNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Tensor, Tensor]:
+    """The first 120 test digits: images (120, 1, 8, 8) and labels."""
+    return purify.load_dataset("digits", "test").first(120).batch(slice(None))
+
+
+@pytest.fixture(scope="session")
+def victim() -> nn.Module:
+    return purify.load_classifier("digits-shufflenet")
+
+
+@pytest.fixture(scope="session")
+def purifier() -> purify.DenoisingSparseAutoencoder:
+    return purify.load("digits-dsae")
+
+
+@pytest.fixture
+def toy() -> nn.Module:
+    """A small smooth classifier of 1×8×8 images, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, 10))
+    return model.eval()

@@ -1,0 +1,363 @@
+"""Attacks: inside the ball, equal to foolbox's, the best iterate returned, nothing else touched."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from purify.attacks import FGSM, PGD, Attack, ThreatModel, bpda, exact
+from purify.attacks.attack import Problem
+from purify.attacks.objective import make_objective
+from purify.attacks.result import margin
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import foolbox
+
+LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
+
+
+@pytest.fixture
+def right(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Test digits that the shipped classifier gets right."""
+    x, y = digits
+    with torch.no_grad():
+        keep = victim(x).argmax(1) == y
+    return x[keep], y[keep]
+
+
+# ---- threat models
+
+
+@given(norm=st.sampled_from(["linf", "l2"]), eps=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_projection_and_random_points_stay_inside(norm: Any, eps: float, seed: int) -> None:
+    threat, generator = ThreatModel(norm, eps), torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 2, 4, 5, generator=generator)
+    far = x + torch.randn(x.shape, generator=generator)
+    inside = threat.project(far, x)
+    threat.verify(inside, x)
+    threat.verify(threat.random_point(x, generator), x)
+    assert torch.allclose(threat.project(inside, x), inside, atol=1e-6)
+    assert (threat.distance(inside, x) <= threat.distance(far, x) + 1e-6).all()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_steepest_direction_has_unit_norm(threat: ThreatModel) -> None:
+    direction = threat.steepest(torch.randn(4, 3, 5, 5))
+    assert torch.allclose(threat.distance(direction, torch.zeros_like(direction)), torch.ones(4), atol=1e-6)
+
+
+def test_uniform_draws_fill_the_l2_ball() -> None:
+    """In d dimensions the share of draws within r·eps is r to the power d."""
+    threat, middle = ThreatModel("l2", 0.4), torch.full((4000, 1, 2, 2), 0.5)
+    distance = threat.distance(threat.random_point(middle, torch.Generator().manual_seed(0)), middle)
+    assert abs(float((distance < 0.8 * 0.4).float().mean()) - 0.8**4) < 0.03
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_leaving_the_ball_raises(threat: ThreatModel) -> None:
+    x = torch.full((2, 1, 8, 8), 0.5)
+    for bad in (x + 0.2, x + float("nan")):
+        with pytest.raises(RuntimeError, match="outside"):
+            threat.verify(bad, x)
+    with pytest.raises(RuntimeError, match="outside"):
+        ThreatModel("linf", 1).verify(x + 0.6, x)
+
+    class Cheat(FGSM):
+        def _search(self, *_: Any) -> tuple[Tensor, Tensor]:
+            return x + 0.3, torch.zeros(2, dtype=torch.long)
+
+    with pytest.raises(RuntimeError, match="outside"):
+        Cheat(threat)(lambda z: z.flatten(1), x, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "says"),
+    [
+        ("linf", -0.1, "eps of 0 or more, got -0.1"),
+        ("linf", 8, "at most 1.*got 8; write 8 / 255"),
+        ("l2", float("nan"), "got nan"),
+        ("l1.5", 0.1, "unknown norm 'l1.5'; known: linf, l2"),
+    ],
+)
+def test_bad_threat(norm: Any, eps: float, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ThreatModel(norm, eps)
+
+
+def test_names() -> None:
+    assert [str(ThreatModel("linf", 8 / 255)), str(ThreatModel("l2", 0.5)), str(LINF)] == ["L∞ 8/255", "L2 0.5", "L∞ 0.1"]
+
+
+# ---- objectives
+
+
+def test_objectives_against_their_formulas() -> None:
+    z, y, t = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 6, (torch.arange(20) + 2) % 6
+    for row in range(20):
+        own, target = float(z[row, y[row]]), float(z[row, t[row]])
+        others = max(float(v) for k, v in enumerate(z[row]) if k != y[row])
+        top = sorted(z[row].tolist(), reverse=True)
+        assert float(margin(z, y)[row]) == pytest.approx(own - others)
+        assert float(make_objective("margin")(z, y, None)[row]) == pytest.approx(others - own)
+        assert float(make_objective("dlr")(z, y, None)[row]) == pytest.approx(-(own - others) / (top[0] - top[2]))
+        scale = top[0] - (top[2] + top[3]) / 2
+        assert float(make_objective("dlr")(z, y, t)[row]) == pytest.approx(-(own - target) / scale)
+        assert float(make_objective("ce")(z, y, t)[row]) == pytest.approx(float(z[row].log_softmax(0)[t[row]]))
+
+
+def test_dlr_does_not_change_with_the_scale_of_the_logits() -> None:
+    z, y = torch.randn(10, 5), torch.arange(10) % 5
+    assert torch.allclose(make_objective("dlr")(z, y, None), make_objective("dlr")(1000 * z, y, None), atol=1e-4)
+
+
+def test_bad_objectives() -> None:
+    with pytest.raises(ValueError, match="unknown loss 'hinge'; known: ce, margin, dlr"):
+        PGD(LINF, loss="hinge")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 3 classes, got 2"):
+        make_objective("dlr")(torch.zeros(1, 2), torch.tensor([0]), None)
+
+
+# ---- against foolbox
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_fgsm_is_foolboxes(threat: ThreatModel, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    theirs = (foolbox.attacks.LinfFastGradientAttack if threat.norm == "linf" else foolbox.attacks.L2FastGradientAttack)()
+    _, expected, _ = theirs(foolbox.PyTorchModel(victim, bounds=(0, 1)), x, y, epsilons=threat.eps)
+    found = FGSM(threat)(victim, x, y)
+    assert (found.adversarial - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_pgd_is_foolboxes(threat: ThreatModel, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    """Without a random start both are deterministic, and ours may only be stronger: it keeps the best iterate."""
+    x, y = right
+    steps, relative = 10, 0.25
+    kind = foolbox.attacks.LinfPGD if threat.norm == "linf" else foolbox.attacks.L2PGD
+    theirs = kind(rel_stepsize=relative, steps=steps, random_start=False)
+    _, _, success = theirs(foolbox.PyTorchModel(victim, bounds=(0, 1)), x, y, epsilons=threat.eps)
+    ours = PGD(threat, steps=steps, step_size=relative * threat.eps, random_start=False)(victim, x, y)
+    assert (ours.success | ~success).float().mean() > 0.99
+    assert abs(float(ours.success.float().mean() - success.float().mean())) < 0.03
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_pgd_with_random_start_agrees_within_noise(threat: ThreatModel, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    kind = foolbox.attacks.LinfPGD if threat.norm == "linf" else foolbox.attacks.L2PGD
+    torch.manual_seed(0)
+    theirs = kind(rel_stepsize=2.5 / 20, steps=20)
+    _, _, success = theirs(foolbox.PyTorchModel(victim, bounds=(0, 1)), x, y, epsilons=threat.eps)
+    ours = PGD(threat, steps=20)(victim, x, y)
+    assert abs(float(ours.success.float().mean() - success.float().mean())) < 0.05
+
+
+# ---- behaviour
+
+ATTACKS: list[Attack] = [
+    FGSM(LINF),
+    FGSM(L2, loss="margin"),
+    PGD(LINF, steps=6),
+    PGD(L2, steps=6, restarts=2, loss="dlr"),
+    PGD(LINF, steps=6, early_stop=False, loss="margin"),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_results_are_true(attack: Attack, targeted: bool, toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    with torch.no_grad():
+        y = toy(x).argmax(1)
+    targets = (y + 1) % 10 if targeted else None
+    before = [p.clone() for p in toy.parameters()]
+    result = attack(toy, x, y, targets=targets)
+    with torch.no_grad():
+        logits = toy(result.adversarial)
+    attack.threat.verify(result.adversarial, x)
+    said = logits.argmax(1)
+    assert torch.equal(result.success, said != y if targets is None else said == targets)
+    assert torch.allclose(result.margin, margin(logits, y))
+    assert torch.allclose(result.distance, attack.threat.distance(result.adversarial, x))
+    assert (result.queries >= 2).all()
+    assert result.success.float().mean() > (0.02 if targeted else 0.2)
+    assert all(torch.equal(a, b) for a, b in zip(before, toy.parameters(), strict=True))
+    assert all(p.grad is None for p in toy.parameters())
+    again = attack(toy, x, y, targets=targets)
+    assert torch.equal(result.adversarial, again.adversarial)
+
+
+def test_the_seed_decides(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    state = torch.get_rng_state()
+    runs = [PGD(LINF, steps=3)(toy, x, y, generator=torch.Generator().manual_seed(s)).adversarial for s in (5, 5, 6)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert torch.equal(state, torch.get_rng_state())  # nobody's global stream was touched
+
+
+def test_misclassified_images_are_left_alone(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    with torch.no_grad():
+        wrong = (toy(x).argmax(1) + 1) % 10
+    for attack in (FGSM(LINF), PGD(LINF, steps=3)):
+        result = attack(toy, x, wrong)
+        assert result.success.all()
+        assert torch.equal(result.adversarial, x)
+        assert (result.distance == 0).all()
+
+
+def test_broken_images_leave_the_batch(victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    sizes: list[int] = []
+
+    def counting(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        logits: Tensor = victim(images)
+        return logits
+
+    result = PGD(LINF, steps=20)(counting, x, y)
+    assert result.success.float().mean() > 0.5
+    inside = sizes[1:-1]  # without the check of the clean images and the final scoring
+    assert inside == sorted(inside, reverse=True)
+    assert inside[-1] < inside[0]
+    assert sum(sizes) == int(result.queries.sum())
+
+
+def test_the_highest_loss_is_returned() -> None:
+    """A wavy loss whose last iterate is worse than an earlier one."""
+
+    def model(x: Tensor) -> Tensor:
+        value = torch.sin(40 * x.sum((1, 2, 3)))
+        return torch.stack([5 - value, value], 1)
+
+    seen: list[Tensor] = []
+
+    def spy(x: Tensor) -> Tensor:
+        logits = model(x)
+        seen.append((logits[:, 1] - logits[:, 0]).detach())
+        return logits
+
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    result = PGD(ThreatModel("linf", 0.2), steps=9, loss="margin", random_start=False, step_size=0.045)(spy, x, y)
+    assert not result.success
+    iterates = torch.cat(seen[1:-1])
+    assert -result.margin == pytest.approx(float(iterates.max()))
+    assert float(iterates.max()) > float(iterates[-1]) + 0.1
+
+
+def test_full_strength_goes_beyond_the_boundary(victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    early = PGD(LINF, steps=20)(victim, x, y)
+    late = PGD(LINF, steps=20, early_stop=False)(victim, x, y)
+    assert late.success.sum() >= early.success.sum()
+    assert late.margin.median() < early.margin.median() - 0.5
+
+
+def test_restarts_only_help(victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    threat = ThreatModel("linf", 0.05)
+    rates = [PGD(threat, steps=4, restarts=n)(victim, x, y).success.float().mean() for n in (1, 6)]
+    assert rates[1] >= rates[0]
+
+
+def test_eps_zero_returns_the_images(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    for norm in ("linf", "l2"):
+        result = PGD(ThreatModel(norm, 0.0), steps=2)(toy, x, y)  # type: ignore[arg-type]
+        assert torch.equal(result.adversarial, x)
+        assert (result.distance == 0).all()
+
+
+# ---- gradient paths
+
+
+def test_exact_agrees_with_finite_differences(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:2].double(), digits[1][:2]
+    toy = toy.double()
+    objective = make_objective("ce")
+    step = exact(toy)(x, lambda z: objective(z, y, None))
+    direction, h = torch.randn_like(x), 1e-5
+    ends = [objective(toy(x + s * h * direction), y, None).detach() for s in (1, -1)]
+    expected = (ends[0] - ends[1]) / (2 * h)
+    assert torch.allclose((step.gradient * direction).flatten(1).sum(1), expected, rtol=1e-5)
+
+
+def test_bpda_breaks_what_has_no_gradient(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+
+    def quantise(images: Tensor) -> Tensor:
+        return (images * 32).round() / 32
+
+    def defended(images: Tensor) -> Tensor:
+        logits: Tensor = toy(quantise(images))
+        return logits
+
+    with torch.no_grad():
+        y = defended(x).argmax(1)
+    masked = PGD(LINF, steps=10, random_start=False)(defended, x, y)
+    honest = PGD(LINF, steps=10, random_start=False)(defended, x, y, gradient=bpda(quantise, toy))
+    assert not masked.success.any()
+    assert honest.success.float().mean() > 0.5
+
+
+def test_bpda_scores_the_defence_itself(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+
+    def stage(images: Tensor) -> Tensor:
+        return (images * 4).round() / 4
+
+    step = bpda(stage, toy, lambda images: images**2)(x, lambda z: z.sum(1))
+    assert torch.equal(step.logits, toy(stage(x)))
+    leaf = x.clone().requires_grad_()
+    inner = stage(x).requires_grad_()
+    (through,) = torch.autograd.grad(toy(inner).sum(), inner)
+    (expected,) = torch.autograd.grad(leaf**2, leaf, through)
+    assert torch.allclose(step.gradient, expected, atol=1e-5)
+
+
+def test_a_cut_gradient_is_named(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    with pytest.raises(ValueError, match="no gradient reaches the images.*bpda"):
+        PGD(LINF)(lambda images: toy(images.detach()), x, y)
+
+
+# ---- bad input
+
+
+def test_bad_input(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    attack = FGSM(LINF)
+    with pytest.raises(ValueError, match="divided by 255"):
+        attack(toy, x * 255, y)
+    with pytest.raises(ValueError, match="0 … 9"):
+        attack(toy, x, y + 5)
+    with pytest.raises(ValueError, match="a target equals its label"):
+        attack(toy, x, y, targets=y)
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        attack(lambda images: toy(images) * float("nan"), x, y)
+    with pytest.raises(ValueError, match="one class only"):
+        attack(lambda images: images.flatten(1)[:, :1], x, torch.zeros_like(y))
+    with pytest.raises(ValueError, match=r"logits \(120, classes\), got \(120, 1, 8, 8\)"):
+        attack(lambda images: images, x, y)
+    with pytest.raises(ValueError, match="at least one step"):
+        PGD(LINF, steps=0)
+    with pytest.raises(ValueError, match="step size above 0"):
+        PGD(LINF, step_size=-1.0)
+
+
+def test_problem_rows() -> None:
+    problem = Problem(torch.rand(4, 1, 2, 2), torch.arange(4), torch.arange(4) + 1)
+    rows = problem.rows(torch.tensor([2, 0]))
+    assert rows.labels.tolist() == [2, 0]
+    assert rows.targets is not None
+    assert rows.targets.tolist() == [3, 1]

@@ -1,0 +1,136 @@
+"""The purifier: shapes, sparsity, the dictionary's norm, and ISTA against scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Lasso
+
+from purify import DenoisingSparseAutoencoder, DSAEConfig
+
+
+def small(**changes: object) -> DenoisingSparseAutoencoder:
+    torch.manual_seed(0)
+    return DenoisingSparseAutoencoder(DSAEConfig(**{"units": 8, "width": 6, "depth": 1, "channels": 3, **changes})).eval()  # type: ignore[arg-type]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(1, 19),
+    width=st.integers(1, 19),
+    encoder=st.sampled_from(["deep", "linear", "tied"]),
+    steps=st.integers(1, 3),
+    stride=st.integers(1, 4),
+)
+def test_any_size(channels: int, height: int, width: int, encoder: str, steps: int, stride: int) -> None:
+    purifier = small(channels=channels, encoder=encoder, steps=steps, stride=stride, atom=stride + 2)
+    images = torch.rand(2, channels, height, width)
+    with torch.no_grad():
+        code = purifier.encode(images)
+        purified = purifier(images)
+    assert code.shape == (2, 8, -(-height // stride), -(-width // stride))
+    assert code.min() >= 0
+    assert purified.shape == images.shape
+    assert 0 <= purified.min()
+    assert purified.max() <= 1
+    assert torch.equal(purified, purifier.decode(code, size=(height, width)))
+
+
+def test_atoms_have_unit_norm_and_thresholds_are_never_negative() -> None:
+    purifier = small()
+    with torch.no_grad():
+        purifier.atoms.mul_(7)
+        purifier.raw_threshold.fill_(-30)
+    assert torch.allclose(purifier.dictionary.flatten(1).norm(dim=1), torch.ones(8))
+    assert (purifier.threshold >= 0).all()
+
+
+def test_one_step_is_the_classic_sparse_autoencoder() -> None:
+    purifier = small(encoder="linear", channels=1)
+    images = torch.rand(2, 1, 10, 10)
+    by_hand = torch.relu(purifier.analysis(images - purifier.offset) - purifier.threshold)
+    assert torch.allclose(purifier.encode(images), by_hand)
+
+
+def test_unrolled_tied_steps_solve_the_lasso() -> None:
+    """With atoms as large as the image there is one position, and ISTA must reach scikit-learn's non-negative lasso."""
+    side, units, eta, penalty = 6, 20, 0.1, 0.05
+    purifier = small(channels=1, units=units, atom=side, stride=side, encoder="tied", steps=3000).double()
+    with torch.no_grad():
+        purifier.log_step_size.fill_(np.log(eta))
+        purifier.raw_threshold.fill_(np.log(np.expm1(eta * penalty)))
+        purifier.offset.fill_(0.3)
+        image = torch.rand(1, 1, side, side, dtype=torch.float64)
+        code = purifier.encode(image).flatten()
+    assert eta < 2 / purifier.tied_analysis_norm((side, side))
+    dictionary = purifier.dictionary.detach().flatten(1).numpy().T  # (pixels, units)
+    target = (image - 0.3).flatten().numpy()
+    lasso = Lasso(alpha=penalty / len(target), positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000)
+    expected = lasso.fit(dictionary, target).coef_
+    assert 0 < (expected > 0).sum() < units
+    np.testing.assert_allclose(code.numpy(), expected, atol=1e-6)
+
+
+def test_norm_of_the_dictionary_against_dense_algebra() -> None:
+    purifier = small(channels=1, encoder="tied", atom=4, stride=2).double()
+    basis = torch.eye(8 * 4 * 4, dtype=torch.float64).view(-1, 8, 4, 4)
+    dense = purifier._synthesise(basis, purifier.dictionary).flatten(1).T
+    assert purifier.tied_analysis_norm((8, 8), iterations=500) == pytest.approx(float(torch.linalg.matrix_norm(dense, 2)) ** 2, rel=1e-3)
+
+
+def test_statistics_by_hand() -> None:
+    purifier = small(channels=1)
+    images = torch.rand(5, 1, 8, 8)
+    code = purifier.encode(images)
+    found = purifier.statistics(images)
+    assert found.l0 == pytest.approx(float((code > 0).sum() / 5))
+    assert found.density == pytest.approx(found.l0 / code[0].numel())
+    rest, spread = (images - purifier(images)).square().sum(), (images - images.mean(0)).square().sum()
+    assert found.explained_variance == pytest.approx(float(1 - rest / spread), abs=1e-5)
+    with torch.no_grad():
+        purifier.raw_threshold[3] = 1e4
+    assert purifier.statistics(images).dead_units >= 1 / 8
+
+
+@pytest.mark.parametrize("encoder", ["deep", "linear", "tied"])
+def test_revived_units_fire_again(encoder: str) -> None:
+    purifier = small(channels=1, encoder=encoder)
+    images = torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        purifier.raw_threshold[:4] = 1e4
+    before = copy.deepcopy(purifier)
+    assert not (purifier.encode(images)[:, :4] > 0).any()
+    purifier.revive(torch.arange(4), images, torch.Generator().manual_seed(0))
+    assert (purifier.encode(images)[:, :4] > 0).any()
+    assert torch.equal(before.atoms[4:], purifier.atoms[4:])
+    assert not torch.equal(before.atoms[:4], purifier.atoms[:4])
+
+
+def test_gradient_reaches_the_input_and_every_parameter() -> None:
+    purifier = small()
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    purifier(images).square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in purifier.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"units": 0}, "units must be at least 1, got 0"),
+        ({"depth": -1}, "depth must not be negative"),
+        ({"atom": 5, "stride": 2}, "even number.*got atom 5 with stride 2"),
+        ({"atom": 2, "stride": 4}, "at least the stride"),
+        ({"encoder": "other"}, "'other'"),
+    ],
+)
+def test_bad_config(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        DSAEConfig(**changes)  # type: ignore[arg-type]

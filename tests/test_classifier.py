@@ -1,0 +1,157 @@
+"""Wrapping: any torchvision family, normalisation from its weights, and everything that torch does to a module."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision import models
+
+import purify
+from purify.classifier import Normalize
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "resnet": lambda: models.resnet18(num_classes=5),
+    "vgg": lambda: models.vgg11(num_classes=5),
+    "densenet": lambda: models.densenet121(num_classes=5),
+    "mobilenet": lambda: models.mobilenet_v3_small(num_classes=5),
+    "efficientnet": lambda: models.efficientnet_b0(num_classes=5),
+    "convnext": lambda: models.convnext_tiny(num_classes=5),
+    "vit": lambda: models.VisionTransformer(64, 16, 2, 4, 64, 128, num_classes=5),
+    "swin": lambda: models.swin_t(num_classes=5),
+    "regnet": lambda: models.regnet_y_400mf(num_classes=5),
+    "shufflenet": lambda: models.shufflenet_v2_x0_5(num_classes=5),
+    "squeezenet": lambda: models.squeezenet1_1(num_classes=5),
+    "maxvit": lambda: models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 16, 0.1, num_classes=5),
+    "googlenet": lambda: models.googlenet(num_classes=5, aux_logits=False, init_weights=False),
+    "mnasnet": lambda: models.mnasnet0_5(num_classes=5),
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    identity = purify.wrap(model, nn.Identity(), mean=MEAN, std=STD)
+    bare = model((images - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1))
+    assert torch.allclose(identity(images), bare, atol=1e-5)
+
+    purifier = purify.DenoisingSparseAutoencoder(purify.DSAEConfig(channels=3, units=8, width=4, depth=1)).eval()
+    defended = purify.wrap(model, purifier, mean=MEAN, std=STD)
+    logits = defended(images)
+    assert logits.shape == (2, 5)
+    assert logits.dtype == images.dtype
+    assert logits.device == images.device
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+    assert torch.equal(defended.purify(images), purifier(images))
+    assert torch.allclose(defended.undefended(images), bare, atol=1e-5)
+    assert defended.double()(images.double()).dtype == torch.float64
+    assert not defended.training
+
+
+@pytest.fixture
+def defended() -> purify.PurifiedClassifier:
+    torch.manual_seed(0)
+    model = models.shufflenet_v2_x0_5(num_classes=5).eval()
+    purifier = purify.DenoisingSparseAutoencoder(purify.DSAEConfig(channels=3, units=8, width=4, depth=1)).eval()
+    return purify.wrap(model, purifier, mean=MEAN, std=STD)
+
+
+def test_normalisation_from_weights() -> None:
+    model = models.shufflenet_v2_x0_5().eval()
+    weights = models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    x = torch.rand(1, 3, 64, 64)
+    for given in (weights, "ShuffleNet_V2_X0_5_Weights.DEFAULT"):
+        wrapped = purify.wrap(model, nn.Identity(), weights=given)
+        expected = model(torchvision.transforms.functional.normalize(x, MEAN, STD))
+        assert torch.allclose(wrapped(x), expected, atol=1e-5)
+    assert "mean=(0.485, 0.456, 0.406)" in repr(wrapped)
+    assert "normalisation: none given" in repr(purify.wrap(model, nn.Identity()))
+
+
+def test_by_name(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    assert torch.equal(purify.wrap(victim, "digits-dsae")(x), victim(purify.load("digits-dsae")(x)))
+
+
+def test_copies(defended: purify.PurifiedClassifier) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    expected = defended(x)
+    assert torch.equal(copy.deepcopy(defended)(x), expected)
+    buffer = io.BytesIO()
+    torch.save(defended, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(x), expected)
+    state = {k: v.clone() for k, v in defended.state_dict().items()}
+    with torch.no_grad():
+        for p in defended.parameters():
+            p.add_(1)
+    assert not torch.equal(defended(x), expected)
+    defended.load_state_dict(state)
+    assert torch.equal(defended(x), expected)
+    assert torch.allclose(defended.to(torch.bfloat16)(x.bfloat16()).float(), expected, atol=0.1)
+
+
+def test_compile_without_graph_break(defended: purify.PurifiedClassifier) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    compiled = torch.compile(defended, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), defended(x), atol=1e-5)
+
+
+def test_export(defended: purify.PurifiedClassifier) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    program = torch.export.export(defended, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    more = torch.rand(5, 3, 32, 32)
+    assert torch.allclose(program.module()(more), defended(more), atol=1e-5)
+
+
+def test_modes_are_left_alone() -> None:
+    model, purifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), nn.Identity()
+    model.eval()
+    purifier.train()
+    wrapped = purify.wrap(model, purifier)
+    assert (model.training, purifier.training, wrapped.training) == (False, True, False)
+    model.train()
+    with pytest.warns(UserWarning, match="training mode"):
+        purify.wrap(model, purifier)
+    assert model.training
+
+
+def test_bad_input(defended: purify.PurifiedClassifier) -> None:
+    with pytest.raises(ValueError, match="normalised already"):
+        defended(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="batch axis"):
+        defended(torch.rand(3, 32, 32))
+    with pytest.raises(ValueError, match="expected images"):
+        purify.load("digits-dsae").statistics(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mean": MEAN}, "belong together"),
+        ({"std": STD}, "belong together"),
+        ({"mean": MEAN, "std": STD, "weights": "ResNet50_Weights.DEFAULT"}, "not both"),
+        ({"weights": 3}, "weights enum, got 3"),
+        ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
+        ({"mean": (0.5,), "std": (0.1, 0.2)}, "one mean and one std"),
+    ],
+)
+def test_bad_normalisation(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        purify.wrap(nn.Identity().eval(), nn.Identity(), **options)  # type: ignore[arg-type]
+
+
+def test_normalize_follows_the_input() -> None:
+    normalize = Normalize((0.5,), (0.25,))
+    assert normalize(torch.ones(1, 1, 2, 2, dtype=torch.float16)).dtype == torch.float16
+    assert normalize(torch.ones(1, 1, 2, 2, device="meta")).device.type == "meta"

@@ -1,0 +1,179 @@
+"""Data sets by name: splits that never overlap, folders and zips, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import data_root, need
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import purify
+from purify.data import DataNotFoundError, split_indices
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    cuts=st.lists(st.integers(1, 10), min_size=1, max_size=4),
+    seed=st.integers(0, 5),
+)
+def test_splits_cover_everything_once(labels: list[int], cuts: list[int], seed: int) -> None:
+    shares = [c / sum(cuts) for c in cuts]
+    parts = split_indices(torch.tensor(labels), shares, seed)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
+    assert all(torch.equal(a, b) for a, b in zip(parts, split_indices(torch.tensor(labels), shares, seed), strict=True))
+
+
+def test_bad_shares() -> None:
+    with pytest.raises(ValueError, match="sum to 1"):
+        split_indices(torch.zeros(3, dtype=torch.long), (0.5, 0.6))
+
+
+def test_digits_are_scikit_learns() -> None:
+    parts = [purify.load_dataset("digits", split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert sum(map(len, parts)) == 1797
+    ours = torch.cat([p.pixels for p in parts]).flatten(1).numpy()
+    theirs = np.round(load_digits().data * 255 / 16)
+    assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
+    images, labels = parts[2].batch(slice(0, 3))
+    assert images.dtype == torch.float32
+    assert 0 <= images.min()
+    assert images.max() <= 1
+    assert labels.dtype == torch.int64
+    assert torch.bincount(parts[2].labels).min() >= 40  # every class is there
+
+
+def picture(value: int, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.full((size[1], size[0], 3), (value, 255 - value, 7), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_folder(root: Path, parts: tuple[str, ...] = ("",), per_class: int = 20, **options: object) -> Path:
+    for part in parts:
+        for c in ("ant", "bee"):
+            for i in range(per_class):
+                file = root / part / c / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(picture(i if c == "ant" else 100 + i, **options))  # type: ignore[arg-type]
+    return root
+
+
+def zipped(folder: Path) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PURIFY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PURIFY_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_image_folder(tmp_path: Path, cache: Path, packed: bool) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    name = f"imagefolder:{zipped(folder) if packed else folder}"
+    sets = [purify.load_dataset(name, split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert [len(s) for s in sets] == [28, 2, 10]
+    assert sets[0].image_shape == (3, 6, 8)
+    assert sets[0].classes == ("ant", "bee")
+    seen = torch.cat([s.pixels[:, 0, 0, 0] for s in sets])
+    assert len(seen.unique()) == 40
+    for images in sets:
+        assert torch.equal(images.labels, (images.pixels[:, 0, 0, 0] >= 100).long())
+    assert any(cache.rglob("*.safetensors")) == packed
+    assert torch.equal(purify.load_dataset(name, "train").pixels, sets[0].pixels)  # a zip's second reading is from the cache
+
+
+def test_parts_and_class_list(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", parts=("train", "test"), per_class=10)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("zebra\nbee\nant\n", encoding="utf-8")
+    name = f"imagefolder:{folder}"
+    train, val, test = (purify.load_dataset(name, s, class_list=classes) for s in ("train", "val", "test"))  # type: ignore[arg-type]
+    assert (len(train), len(val), len(test)) == (18, 2, 20)
+    assert set(test.labels.tolist()) == {1, 2}
+    assert test.classes == ("zebra", "bee", "ant")
+    classes.write_text("ant\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="the class list lacks: bee"):
+        purify.load_dataset(name, "test", class_list=classes)
+
+
+def test_only_a_test_part(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", parts=("test",))
+    assert len(purify.load_dataset(f"imagefolder:{folder}", "test")) == 40
+    with pytest.raises(ValueError, match="holds no train images; its parts are test"):
+        purify.load_dataset(f"imagefolder:{folder}", "train")
+
+
+def test_unreadable_images_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    (folder / "ant" / "broken.png").write_bytes(picture(3)[:60])
+    (folder / "bee" / "text.png").write_text("not an image", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        images = purify.load_dataset(f"imagefolder:{folder}", "test")
+    assert len(images.skipped) == 2
+    assert "ant/broken.png" in caplog.text
+    assert "bee/text.png" in caplog.text
+
+
+def test_sizes_must_agree_or_be_given(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    (folder / "ant" / "large.png").write_bytes(picture(3, size=(20, 30)))
+    with pytest.raises(ValueError, match=r"2 sizes \(6×8, 30×20"):
+        purify.load_dataset(f"imagefolder:{folder}", "test")
+    assert purify.load_dataset(f"imagefolder:{folder}", "test", size=5).image_shape == (3, 5, 5)
+
+
+def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", mode="L")
+    assert purify.load_dataset(f"imagefolder:{folder}", "test").image_shape == (1, 6, 8)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"unknown data set 'minst'; known: digits, mnist.*imagefolder:PATH"):
+        purify.load_dataset("minst", "test")
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        purify.load_dataset("digits", "dev")  # type: ignore[arg-type]
+    with pytest.raises(DataNotFoundError, match="mnist is not here .*--data-root or PURIFY_DATA"):
+        purify.load_dataset("mnist", "test", data_root=tmp_path)
+    with pytest.raises(DataNotFoundError, match="looked for"):
+        purify.load_dataset(f"imagefolder:{tmp_path}/nothing", "test")
+    monkeypatch.setenv("PURIFY_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(DataNotFoundError, match="elsewhere"):
+        purify.load_dataset("cifar10", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images in"):
+        purify.load_dataset(f"imagefolder:{tmp_path}/empty", "test")
+
+
+def test_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("mnist")
+    monkeypatch.setenv("PURIFY_DATA", str(data_root()))
+    train, val, test = (purify.load_dataset("mnist", s) for s in ("train", "val", "test"))  # type: ignore[arg-type]
+    assert len(train) + len(val) == 60_000
+    assert abs(len(val) - 5000) < 10
+    assert train.image_shape == test.image_shape == (1, 28, 28)
+    assert len(test) >= 2000
+
+
+def test_zip_with_parts() -> None:
+    path = need("cifar10-lossless.zip")
+    test = purify.load_dataset(f"imagefolder:{path}", "test")
+    assert len(test) == 1000
+    assert test.image_shape == (3, 32, 32)
+    assert test.classes[0] == "airplane"
