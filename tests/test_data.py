@@ -45,7 +45,7 @@ def test_digits_are_scikit_learns() -> None:
     assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
     images, labels = parts[2].batch(slice(0, 3))
     assert images.dtype == torch.float32
-    assert 0 <= images.min()
+    assert images.min() >= 0
     assert images.max() <= 1
     assert labels.dtype == torch.int64
     assert torch.bincount(parts[2].labels).min() >= 40  # every class is there

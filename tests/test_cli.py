@@ -1,0 +1,92 @@
+"""The command line as a user meets it: files, exit codes, and messages without tracebacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from purify import list_checkpoints
+from purify.cli import main
+from purify.eval import reference
+
+
+def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "purify tables" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["frobnicate"]) == 2
+    assert "unknown command 'frobnicate'" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: digits-dsae"),
+        (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
+        (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: digits-dsae"),
+        (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),
+        (["evaluate", "--eps", "8"], "write 8 / 255, not 8"),
+        (["evaluate", "--eps", "-0.1"], "eps of 0 or more"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert says in message
+    assert "Traceback" not in message
+    assert message.count("\n") == 1
+
+
+def test_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoints"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in list_checkpoints())
+
+
+def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--images", "60", "--steps", "5", "--out", str(tmp_path), "--quiet"]
+    assert main([*command, "--purifier", "digits-dsae"]) == 0
+    assert main([*command, "--purifier", "median"]) == 0
+    assert main([*command, "--purifier", "none", "--norm", "l2", "--eps", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "PGD, adaptive" in printed
+    assert str(tmp_path / "digits-dsae.json") in printed
+    assert json.loads((tmp_path / "none.json").read_text(encoding="utf-8"))["threat"] == {"norm": "l2", "eps": 0.5}
+    assert len((tmp_path / "median.csv").read_text(encoding="utf-8").splitlines()) == 61
+
+
+def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(reference, "REFERENCE_FOLDER", tmp_path / "reference")
+    command = ["tables", "--data", "digits", "--images", "50", "--steps", "4", "--out", str(tmp_path), "--quiet"]
+    assert main([*command, "--check"]) == 1
+    assert "no committed reference" in capsys.readouterr().out
+    for name in ("digits.md", "digits.json", "digits-examples.png", "digits-margins.png", "digits-eps.png", "digits.jpeg.csv"):
+        assert (tmp_path / name).stat().st_size > 0
+
+    (tmp_path / "reference").mkdir()
+    figures = (tmp_path / "digits.json").read_text(encoding="utf-8")
+    (tmp_path / "reference" / "digits.json").write_text(figures, encoding="utf-8")
+    assert main([*command, "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "every figure within its interval" in printed
+    assert json.loads(figures)["rows"] != []
+    again = json.loads((tmp_path / "digits.json").read_text(encoding="utf-8"))
+    for table in (again, first := json.loads(figures)):
+        for row in table["rows"]:
+            row.pop("milliseconds")
+    assert again == first  # same seed, same table
+
+    damaged = json.loads(figures)
+    damaged["rows"][0]["clean"] |= {"right": 5, "low": 0.04, "high": 0.2}
+    (tmp_path / "reference" / "digits.json").write_text(json.dumps(damaged), encoding="utf-8")
+    assert main([*command, "--check"]) == 1
+    assert "none, clean: " in capsys.readouterr().out
+
+
+def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", "--data", "mnist", "--data-root", str(tmp_path), "--out", str(tmp_path), "--quiet"]) == 0
+    assert "Not run: mnist is not here" in capsys.readouterr().out
+    assert "Not run" in (tmp_path / "mnist.md").read_text(encoding="utf-8")

@@ -1,0 +1,218 @@
+"""Training: what it learns, that it resumes with the same result however it was stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import purify
+from purify.checkpoint import read_card
+from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
+from purify.tasks import PurifierTask, make_task
+from purify.training import TrainingInterruptedError, augment, train
+
+
+def short(name: str = "digits-dsae", **changes: object) -> Recipe:
+    defaults = {"epochs": 3, "batch_size": 256}
+    return dataclasses.replace(find_recipe(name), **{**defaults, **changes})
+
+
+def run(recipe: Recipe, folder: Path) -> Path:
+    training, validation = (purify.load_dataset(recipe.dataset, s) for s in ("train", "val"))  # type: ignore[arg-type]
+    return train(make_task(recipe, training, validation), recipe, training, folder, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of an uninterrupted three-epoch run of the purifier."""
+    return run(short(), tmp_path_factory.mktemp("unbroken")).read_bytes()
+
+
+def test_same_seed_same_weights(unbroken: bytes, tmp_path: Path) -> None:
+    assert run(short(), tmp_path / "again").read_bytes() == unbroken
+    assert run(short(seed=1), tmp_path / "other").read_bytes() != unbroken
+
+
+def test_global_random_stream_is_left_alone(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    run(short(epochs=1), tmp_path)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_kill_9_then_the_same_command(unbroken: bytes, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "purify.cli", "train", "digits-dsae", "--epochs", "3", "--batch-size", "256"]
+    command += ["--out", str(tmp_path), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "state.pt").exists()
+    assert not (tmp_path / "digits-dsae.safetensors").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "digits-dsae.safetensors").read_bytes() == unbroken
+    assert len((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_sigint_saves_in_the_middle_of_an_epoch(unbroken: bytes, tmp_path: Path) -> None:
+    recipe = short()
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(recipe, training, validation)
+    assert isinstance(task, PurifierTask)
+    steps, real = 0, task.loss
+
+    def loss(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        nonlocal steps
+        steps += 1
+        if steps == 7:  # 5 batches an epoch: the second of the second epoch
+            signal.raise_signal(signal.SIGINT)
+        return real(images, labels, generator)
+
+    task.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterruptedError, match="epoch 2 after 2 of 5 batches.*the same command goes on"):
+        train(task, recipe, training, tmp_path, quiet=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(recipe, tmp_path).read_bytes() == unbroken
+
+
+def test_works_outside_the_main_thread(unbroken: bytes, tmp_path: Path) -> None:
+    found: list[bytes] = []
+    thread = threading.Thread(target=lambda: found.append(run(short(), tmp_path).read_bytes()))
+    thread.start()
+    thread.join()
+    assert found == [unbroken]
+
+
+def test_changed_settings_are_refused(tmp_path: Path) -> None:
+    run(short(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(learning_rate: 0.002 there, 0.01 here\)"):
+        run(short(epochs=1, learning_rate=0.01), tmp_path)
+
+
+def test_divergence_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
+    recipe = short()
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(recipe, training, validation)
+    steps, real = 0, task.loss
+
+    def loss(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        nonlocal steps
+        steps += 1
+        value, shown = real(images, labels, generator)
+        return (value * float("nan") if steps == 7 else value), shown
+
+    task.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="nan in epoch 2, batch 2.*learning_rate"):
+        train(task, recipe, training, tmp_path, quiet=True)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["position"][0] == 1
+
+
+def test_classifier_learns_and_its_card_says_how(tmp_path: Path) -> None:
+    path = run(short("digits-shufflenet", epochs=12, batch_size=64), tmp_path)
+    card = read_card(path)
+    assert card.kind == "classifier"
+    assert card.figures["val_accuracy"] > 0.6
+    assert card.recipe["epochs"] == 12
+    assert card.seed == 0
+    assert card.dataset == "digits"
+    assert card.wall_seconds > 0
+    assert "torch" in card.versions
+    logits = purify.load_classifier(path)(torch.rand(2, 1, 8, 8))
+    assert logits.shape == (2, 10)
+
+
+def test_purifier_learns(tmp_path: Path) -> None:
+    path = run(short(epochs=8, batch_size=64), tmp_path)
+    figures = read_card(path).figures
+    assert figures["val_oblivious_undefended"] < 0.05
+    assert figures["val_oblivious_pgd"] > 0.35
+    assert figures["val_explained_variance"] > 0.4
+    assert figures["val_density"] < 0.5
+
+
+def test_the_classifier_stays_frozen(tmp_path: Path) -> None:
+    recipe = short(epochs=1)
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(recipe, training, validation)
+    assert isinstance(task, PurifierTask)
+    before = {k: v.clone() for k, v in task.classifier.state_dict().items()}
+    train(task, recipe, training, tmp_path, quiet=True)
+    assert all(torch.equal(before[k], v) for k, v in task.classifier.state_dict().items())
+
+
+def test_augmentation() -> None:
+    x = torch.rand(6, 1, 9, 9)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(x, short(shift=0, rotate=0, zoom=0), generator), x)
+    moved = augment(x, short(shift=2, rotate=10, zoom=0.1), generator)
+    assert moved.shape == x.shape
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert not torch.equal(moved, x)
+    mirrored = augment(x, short(shift=0, rotate=0, zoom=0, flip=True), generator)
+    same = [torch.allclose(m, i, atol=1e-5) for m, i in zip(mirrored, x, strict=True)]
+    turned = [torch.allclose(m, i.flip(-1), atol=1e-5) for m, i in zip(mirrored, x, strict=True)]
+    assert all(a or b for a, b in zip(same, turned, strict=True))
+    assert any(same)
+    assert any(turned)
+
+
+def test_registry() -> None:
+    assert {"digits-dsae", "digits-shufflenet", "mnist-dsae", "mnist-resnet18"} <= set(list_recipes())
+    with pytest.raises(ValueError, match="registered already"):
+        register(find_recipe("digits-dsae"))
+    with pytest.raises(ValueError, match="unknown recipe 'nonesuch'; known: digits-dsae"):
+        find_recipe("nonesuch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_settings(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        short(**changes)
+
+
+def test_channels_must_agree() -> None:
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    colour = purify.DSAEConfig(channels=3)
+    with pytest.raises(ValueError, match="architecture.channels is 3, but data set digits has 1"):
+        make_task(
+            PurifierRecipe(name="x", dataset="digits", classifier="digits-shufflenet", architecture=colour), training, validation
+        )
+    three = purify.ClassifierConfig(channels=3)
+    with pytest.raises(ValueError, match="architecture.channels is 3"):
+        make_task(ClassifierRecipe(name="x", dataset="digits", architecture=three), training, validation)
+
+
+def test_every_shipped_card_matches_its_recipe() -> None:
+    """`purify train NAME` makes what is shipped."""
+    for name in purify.list_checkpoints():
+        assert read_card(name).recipe == json.loads(json.dumps(dataclasses.asdict(find_recipe(name)))), name
+
+
+def test_the_environment_is_not_needed(tmp_path: Path) -> None:
+    """The command line works from another folder, without PURIFY_DATA."""
+    clean = {k: v for k, v in os.environ.items() if k != "PURIFY_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-m", "purify.cli", "train"], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "recipes: digits-dsae" in done.stdout
