@@ -46,12 +46,12 @@ def exact(model: Model) -> GradientPath:
             logits = model(images).to(images.dtype)  # under autocast the loss would otherwise be rounded to 8 bits
             value = objective(logits)
             total = value.sum()
-        if not value.requires_grad:
+        gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
+        if gradient is None:
             raise ValueError(
                 "no gradient reaches the images through this model (a step of it is not differentiable, or detaches); "
                 "attack it with bpda(stage, rest): purify.attacks.bpda"
             )
-        (gradient,) = torch.autograd.grad(total, images)
         return GradientStep(logits.detach(), value.detach(), gradient)
 
     return step

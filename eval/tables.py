@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
-from purify.classifier import NormalizedClassifier, wrap
+from purify.classifier import wrap
 from purify.data import DataNotFoundError, ImageSet, load_dataset
 from purify.eval.baselines import BASELINES, make_baseline
 from purify.eval.curves import Curve, accuracy_against_eps
 from purify.eval.evaluate import Settings, craft_oblivious, evaluate
 from purify.eval.report import Report, markdown_table
+from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
 __all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table"]

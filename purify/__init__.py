@@ -6,8 +6,9 @@
 from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import CodeStatistics, DenoisingSparseAutoencoder, DSAEConfig
 from purify.checkpoint import CheckpointError, list_checkpoints, load, load_classifier
-from purify.classifier import NormalizedClassifier, PurifiedClassifier, wrap
+from purify.classifier import PurifiedClassifier, wrap
 from purify.data import load_dataset
+from purify.normalization import NormalizedClassifier
 
 __all__ = [
     "CheckpointError",

@@ -137,7 +137,13 @@ class DenoisingSparseAutoencoder(nn.Module):
         return F.softplus(self.raw_threshold)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to the sparse, non-negative code (N, K, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """Images (N, C, H, W) to the sparse, non-negative code (N, K, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Raises:
+            ValueError: another rank or number of channels. Values are checked by the wrapped classifier, not here.
+        """
+        if images.ndim != 4 or images.shape[1] != self.config.channels:
+            raise ValueError(f"expected images (N, {self.config.channels}, H, W), got shape {tuple(images.shape)}")
         padded = self._pad(images) - self.offset
         dictionary, threshold = self.dictionary, self.threshold
         code = nonnegative_soft_threshold(self._analyse(padded, dictionary), threshold)
@@ -171,7 +177,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         with torch.no_grad():
             h, w = (-(-s // self.config.stride) for s in size)
             generator = torch.Generator(device=self.atoms.device).manual_seed(0)
-            z = torch.randn(1, self.config.units, h, w, generator=generator, device=self.atoms.device)
+            z = torch.empty(1, self.config.units, h, w).to(self.atoms).normal_(generator=generator)
             value = 0.0
             for _ in range(iterations):
                 z = z / z.norm()

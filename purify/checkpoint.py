@@ -16,7 +16,7 @@ from torch import nn
 
 from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import DenoisingSparseAutoencoder, DSAEConfig
-from purify.classifier import Normalize, NormalizedClassifier
+from purify.normalization import Normalize, NormalizedClassifier
 
 __all__ = ["Card", "CheckpointError", "list_checkpoints", "load", "load_classifier", "read_card", "save"]
 

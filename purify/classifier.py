@@ -10,47 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from purify.checkpoint import load
 from purify.images import check_images
+from purify.normalization import Normalize, NormalizedClassifier
 
-__all__ = ["Normalize", "NormalizedClassifier", "PurifiedClassifier", "wrap"]
-
-
-class Normalize(nn.Module):
-    """(x − mean) / std for each channel, on the input's device and in its dtype; images (N, C, H, W)."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or not mean:
-            raise ValueError(f"expected one mean and one std for each channel, got {len(mean)} and {len(std)}")
-        if min(std) <= 0:
-            raise ValueError(f"expected std above 0, got {tuple(std)}")
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise."""
-        return (images - self.mean.to(images)) / self.std.to(images)
-
-    def extra_repr(self) -> str:
-        """Mean and std, as ``print`` shows them."""
-        return f"mean={_short(self.mean)}, std={_short(self.std)}"
-
-
-class NormalizedClassifier(nn.Module):
-    """A classifier with its normalisation inside: images (N, C, H, W) in [0, 1] to logits (N, classes)."""
-
-    def __init__(self, model: nn.Module, normalize: nn.Module | None = None) -> None:
-        super().__init__()
-        self.normalize = normalize if normalize is not None else nn.Identity()
-        self.model = model
-        self.training = model.training
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        logits: Tensor = self.model(self.normalize(images))
-        return logits
+__all__ = ["PurifiedClassifier", "wrap"]
 
 
 class PurifiedClassifier(nn.Module):
@@ -84,6 +48,7 @@ class PurifiedClassifier(nn.Module):
         """
         if self.validate and not torch.compiler.is_compiling():
             check_images(images)
+            self._check_dtype(images)
         purified: Tensor = self.purifier(images)
         return purified
 
@@ -91,6 +56,11 @@ class PurifiedClassifier(nn.Module):
         """Logits (N, classes) of the bare classifier for images (N, C, H, W) in [0, 1]."""
         logits: Tensor = self.classifier(images)
         return logits
+
+    def _check_dtype(self, images: Tensor) -> None:
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), images.dtype)
+        if own != images.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(f"the images are {images.dtype} and the model is {own}; convert one of them: images.to({own})")
 
     def extra_repr(self) -> str:
         """What a reader must know and the list of parts does not say."""
@@ -128,8 +98,6 @@ def wrap(
     torch.Size([2, 10])
     """
     if isinstance(purifier, str):
-        from purify.checkpoint import load  # a name is only a convenience: the module itself needs no checkpoints
-
         purifier = load(purifier)
     return PurifiedClassifier(model, purifier, _normalisation(weights, mean, std), validate)
 
@@ -147,7 +115,3 @@ def _normalisation(weights: Any, mean: Sequence[float] | None, std: Sequence[flo
     if transform is None or not hasattr(transform, "mean") or not hasattr(transform, "std"):
         raise ValueError(f"expected a member of a torchvision weights enum, got {weights!r}; or give mean and std")
     return Normalize(transform.mean, transform.std)
-
-
-def _short(values: Tensor) -> tuple[float, ...]:
-    return tuple(round(float(v), 4) for v in values.flatten())

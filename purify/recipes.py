@@ -72,10 +72,10 @@ class PurifierRecipe(Recipe):
     """L∞ radius of those attacks, uniform in this range for each batch."""
     attack_steps: int = 5
     """Steps of PGD; one batch in four is attacked by FGSM."""
-    pixel_weight: float = 100.0
-    """Of the mean squared error to the clean image."""
-    l1_weight: float = 1e-3
-    """Of Σ z, the L1 norm of an image's code."""
+    l1: float = 0.04
+    """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units: the same λ means the same for images of any size."""
+    pixel_weight: float = 200.0
+    """Of that lasso, divided by the number of pixel values."""
     agreement_weight: float = 1.0
     """Of KL(classifier(clean) ‖ classifier(purified))."""
     revive_until: float = 0.6
@@ -154,7 +154,6 @@ register(
         rotate=12,
         zoom=0.1,
         noise=0.2,
-        l1_weight=1e-2,
         eps=(0.05, 0.2),
     )
 )
@@ -164,7 +163,7 @@ register(
         dataset="mnist",
         classifier="mnist-resnet18",
         architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
-        epochs=6,
+        epochs=4,
         noise=0.4,
         eps=(0.1, 0.3),
     )

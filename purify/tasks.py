@@ -13,8 +13,8 @@ from purify.architecture import build_classifier
 from purify.attacks import FGSM, PGD, ThreatModel
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load_classifier, read_card
-from purify.classifier import Normalize, NormalizedClassifier
 from purify.data import ImageSet
+from purify.normalization import Normalize, NormalizedClassifier
 from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe
 from purify.training import Task, autocast
 
@@ -77,7 +77,7 @@ class ClassifierTask(Task):
 class PurifierTask(Task):
     """Denoise: pixel error, L1 norm of the code, and agreement of the frozen classifier before and after.
 
-    loss = w_p · mean (x̂ − x)² + w_1 · Σ z / N + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
+    loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
     """
 
     def __init__(self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet) -> None:
@@ -108,14 +108,14 @@ class PurifierTask(Task):
                 before = self.classifier(images)
             after = self.classifier(purified)
         self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
-        pixel = F.mse_loss(purified.float(), images)
-        l1 = code.float().sum() / len(code)
+        squares = 0.5 * (purified.float() - images).square().sum()
+        lasso = (squares + recipe.l1 * code.float().sum()) / images.numel()
         agreement = F.kl_div(
             F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean"
         )
-        loss = recipe.pixel_weight * pixel + recipe.l1_weight * l1 + recipe.agreement_weight * agreement
+        loss = recipe.pixel_weight * lasso + recipe.agreement_weight * agreement
         l0 = float((code > 0).sum() / len(code))
-        return loss, {"pixel": pixel.item(), "L0": l0, "agreement": agreement.item()}
+        return loss, {"lasso": lasso.item(), "L0": l0, "agreement": agreement.item()}
 
     def _disturb(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         recipe = self.recipe

@@ -94,7 +94,7 @@ def test_statistics_by_hand() -> None:
     assert found.l0 == pytest.approx(float((code > 0).sum() / 5))
     assert found.density == pytest.approx(found.l0 / code[0].numel())
     rest, spread = (images - purifier(images)).square().sum(), (images - images.mean(0)).square().sum()
-    assert found.explained_variance == pytest.approx(float(1 - rest / spread), abs=1e-5)
+    assert found.explained_variance == pytest.approx((1 - rest / spread).item(), abs=1e-5)
     with torch.no_grad():
         purifier.raw_threshold[3] = 1e4
     assert purifier.statistics(images).dead_units >= 1 / 8

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import purify
-from purify.classifier import Normalize
+from purify.normalization import Normalize
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: models.resnet18(num_classes=5),
@@ -38,6 +38,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def test_families(family: str) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
+    if isinstance(model, models.VisionTransformer):
+        nn.init.normal_(model.heads.head.weight)  # torchvision leaves it at zero, and then nothing has a gradient
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
     identity = purify.wrap(model, nn.Identity(), mean=MEAN, std=STD)
     bare = model((images - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1))
@@ -131,8 +133,16 @@ def test_bad_input(defended: purify.PurifiedClassifier) -> None:
         defended(torch.randn(2, 3, 32, 32))
     with pytest.raises(ValueError, match="batch axis"):
         defended(torch.rand(3, 32, 32))
+    with pytest.raises(TypeError, match="torch.float64 and the model is torch.float32"):
+        defended(torch.rand(2, 3, 32, 32).double())
+    with pytest.raises(TypeError, match="torch.uint8"):
+        defended(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"expected images \(N, 3, H, W\), got shape \(2, 1, 32, 32\)"):
+        defended(torch.rand(2, 1, 32, 32))
     with pytest.raises(ValueError, match="expected images"):
         purify.load("digits-dsae").statistics(torch.rand(2, 3, 8, 8))
+    unchecked = purify.wrap(defended.classifier.model, nn.Identity(), validate=False)
+    assert torch.isfinite(unchecked(torch.randn(2, 3, 32, 32))).all()
 
 
 @pytest.mark.parametrize(
