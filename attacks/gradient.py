@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["GradientPath", "GradientStep", "Model", "bpda", "exact"]
+__all__ = ["GradientPath", "GradientStep", "Model", "bpda", "eot", "exact", "transfer"]
 
 Model = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, classes)."""
@@ -76,3 +76,51 @@ def bpda(stage: Model, rest: Model, surrogate: Model | None = None) -> GradientP
         return rest(value + (substitute - substitute.detach()))  # the second term is exactly zero, but has a gradient
 
     return exact(model)
+
+
+def eot(path: GradientPath, draws: int) -> GradientPath:
+    """Expectation over transformation: the mean **gradient** over ``draws`` passes of a random defence (Athalye et al. 2018).
+
+    Logits and objective are means as well. One graph is held at a time, so that memory does not grow with ``draws``.
+
+    Raises:
+        ValueError: fewer than one draw.
+
+    >>> noisy = exact(lambda x: x.flatten(1) * (1 + torch.rand(1)))
+    >>> step = eot(noisy, 400)(torch.ones(1, 1, 1, 2), lambda logits: logits.sum(1))
+    >>> bool((step.gradient - 1.5).abs().max() < 0.1)
+    True
+    """
+    if draws < 1:
+        raise ValueError(f"expected at least one draw, got {draws}")
+
+    def step(images: Tensor, objective: Callable[[Tensor], Tensor]) -> GradientStep:
+        logits, value, gradient = path(images, objective)
+        gradient = gradient.clone()  # the sums below are made in place
+        logits, value = logits.clone(), value.clone()
+        for _ in range(draws - 1):
+            more = path(images, objective)
+            logits += more.logits
+            value += more.value
+            gradient += more.gradient
+        return GradientStep(logits / draws, value / draws, gradient / draws)
+
+    return step
+
+
+def transfer(model: Model, source: Model) -> GradientPath:
+    """Gradients from ``source`` (such as the bare classifier), logits and objective from ``model``, which is attacked.
+
+    >>> path = transfer(lambda x: x.flatten(1), lambda x: 3 * x.flatten(1))
+    >>> step = path(torch.ones(1, 1, 1, 2), lambda logits: logits.sum(1))
+    >>> step.value.item(), step.gradient.flatten().tolist()
+    (2.0, [3.0, 3.0])
+    """
+    other = exact(source)
+
+    def step(images: Tensor, objective: Callable[[Tensor], Tensor]) -> GradientStep:
+        with torch.no_grad():
+            logits = model(images).to(images.dtype)
+        return GradientStep(logits, objective(logits), other(images, objective).gradient)
+
+    return step

@@ -27,7 +27,7 @@ def make_objective(loss: LossName) -> Objective:
     Raises:
         ValueError: unknown loss; on call, fewer than 3 classes for ``dlr`` (4 for its targeted form).
 
-    >>> make_objective("margin")(Tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), None)
+    >>> make_objective("margin")(Tensor([[3.0, 1.0, 2.0]]), Tensor([0]).long(), None)
     tensor([-1.])
     """
     if loss not in get_args(LossName):

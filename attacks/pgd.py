@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem, hits
+from purify.attacks.attack import Attack, Problem
+from purify.attacks.best import BestIterate
 from purify.attacks.gradient import GradientPath, Model
 from purify.attacks.objective import LossName, make_objective
 
@@ -51,9 +52,9 @@ class PGD(Attack):
     def _search(
         self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
     ) -> tuple[Tensor, Tensor]:
-        best = _Best(problem, logits)
+        best = BestIterate(problem, logits)
         for _ in range(self.restarts):
-            rows = (~best.success).nonzero().flatten() if self.early_stop else torch.arange(len(best.value))
+            rows = best.standing(self.early_stop)
             if len(rows) == 0:
                 break
             self._descend(model, problem.rows(rows), rows, best, generator, gradient)
@@ -64,7 +65,7 @@ class PGD(Attack):
         model: Model,
         here: Problem,
         rows: Tensor,
-        best: _Best,
+        best: BestIterate,
         generator: torch.Generator,
         gradient: GradientPath,
     ) -> None:
@@ -84,25 +85,3 @@ class PGD(Attack):
         with torch.no_grad():
             logits = model(x).to(x.dtype)
         best.update(rows, x, logits, objective(logits, here.labels, here.targets), here)
-
-
-class _Best:
-    """For each image the best iterate so far."""
-
-    def __init__(self, problem: Problem, logits: Tensor) -> None:
-        self.candidates = problem.images.clone()
-        self.success = hits(logits, problem)  # misclassified from the start: the image itself, unless a loss is higher
-        self.value = problem.images.new_full((len(logits),), float("-inf"))
-        self.queries = torch.zeros_like(problem.labels)
-
-    def update(self, rows: Tensor, x: Tensor, logits: Tensor, value: Tensor, here: Problem) -> Tensor:
-        """Enter the iterates ``x`` of ``rows``; returns bool (n,), which of them succeed."""
-        broken = hits(logits, here)
-        self.queries[rows] += 1
-        before = self.success[rows]
-        better = (broken & ~before) | ((broken == before) & (value > self.value[rows]))
-        chosen = rows[better]
-        self.candidates[chosen] = x[better]
-        self.value[chosen] = value[better]
-        self.success[chosen] = broken[better]
-        return broken

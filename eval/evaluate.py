@@ -14,7 +14,7 @@ from purify.attacks.objective import LossName
 from purify.attacks.result import margin
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.classifier import PurifiedClassifier
-from purify.eval.cost import count_macs, count_parameters, milliseconds_per_image
+from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval.margin import MarginSummary
 from purify.eval.recovery import Accuracy, Recovery
 from purify.eval.report import Report

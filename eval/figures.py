@@ -65,7 +65,8 @@ def draw_examples(table: DefenceTable, defended: PurifiedClassifier, count: int 
             "attacked": defended.undefended(attacked).argmax(1),
             "purified": defended.undefended(purified).argmax(1),
         }
-    lines = {"clean": clean, "attacked": attacked, "purified": purified, "removed ×10": (attacked - purified) * 10 / 2 + 0.5}
+    removed = torch.tanh(10 * (attacked - purified)) / 2 + 0.5  # ten-fold, and soft where that leaves the range
+    lines = {"clean": clean, "attacked": attacked, "purified": purified, "removed ×10": removed}
     figure, axes = plt.subplots(len(lines), max(1, len(index)), figsize=(1.15 * max(1, len(index)), 5.2), squeeze=False)
     for axis_row, (title, pictures) in zip(axes, lines.items(), strict=True):
         for column, (axis, picture) in enumerate(zip(axis_row, pictures, strict=False)):
@@ -88,7 +89,7 @@ def draw_margins(table: DefenceTable) -> Figure:
         "clean, no defence": rows["undefended_clean_margin"],
         "attacked, no defence": rows["undefended_PGD_margin"],
         f"attacked, {report.name} (oblivious)": rows["oblivious_PGD_margin"],
-        f"attacked, {report.name} (adaptive)": rows["adaptive_margin"],
+        f"attacked, {report.name} (adaptive, stopped when broken)": rows["adaptive_margin"],
     }
     everything = torch.cat(list(shown.values())).numpy()
     low, high = np.percentile(everything, [0.5, 99.5])
@@ -116,12 +117,13 @@ def draw_curves(table: DefenceTable) -> Figure:
                 curve.eps, [100 * a.low for a in accuracies], [100 * a.high for a in accuracies], color=colour, alpha=0.12
             )
         axis.axvline(table.spec.threat.eps, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(f"{claim}: attack made on {'the bare classifier' if claim == 'oblivious' else 'purifier and classifier'}")
+        made_on = "the bare classifier" if claim == "oblivious" else "purifier and classifier"
+        axis.set_title(f"{claim}: made on {made_on}", fontsize=9)
         axis.set_xlabel(f"eps ({table.spec.threat.norm})")
         axis.set_ylim(-2, 102)
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{table.spec.data}, n = {table.curves[0].adaptive[0].n}", y=1.03)
+    figure.suptitle(f"{table.spec.data}: accuracy against eps, PGD, n = {table.curves[0].adaptive[0].n}", y=1.01)
     return figure
 
 

@@ -48,7 +48,14 @@ TABLES: dict[str, TableSpec] = {
     "digits": TableSpec(
         data="digits", classifier="digits-shufflenet", purifiers=("digits-dsae",), threat=ThreatModel("linf", 0.15)
     ),
-    "mnist": TableSpec(data="mnist", classifier="mnist-resnet18", purifiers=("mnist-dsae",), threat=ThreatModel("linf", 0.2)),
+    "mnist": TableSpec(
+        data="mnist",
+        classifier="mnist-resnet18",
+        purifiers=("mnist-dsae",),
+        threat=ThreatModel("linf", 0.2),
+        images=500,
+        curve_images=100,
+    ),
 }
 """The tables that ``purify tables`` makes; one a data set."""
 

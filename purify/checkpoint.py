@@ -136,7 +136,8 @@ def load_classifier(name: str | Path) -> NormalizedClassifier:
     card = _card_of_kind(name, "classifier")
     model = build_classifier(ClassifierConfig(**card.architecture))
     _fill(model, name, card)
-    return NormalizedClassifier(model, Normalize(card.mean, card.std) if card.mean else None).eval()
+    classifier = NormalizedClassifier(model, Normalize(card.mean, card.std) if card.mean else None)
+    return classifier.to(memory_format=torch.channels_last).eval()  # a tenth faster on a processor
 
 
 def _network(module: nn.Module) -> nn.Module:

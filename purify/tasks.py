@@ -13,6 +13,7 @@ from purify.architecture import build_classifier
 from purify.attacks import FGSM, PGD, ThreatModel
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load_classifier, read_card
+from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
 from purify.normalization import Normalize, NormalizedClassifier
 from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe
@@ -62,7 +63,7 @@ class ClassifierTask(Task):
         return {"val_accuracy": right / len(self.validation)}
 
     def card(self, model: nn.Module) -> Card:
-        """Architecture and normalisation."""
+        """Architecture, normalisation and cost."""
         return Card(
             name=self.recipe.name,
             kind="classifier",
@@ -71,6 +72,7 @@ class ClassifierTask(Task):
             mean=self.recipe.mean,
             std=self.recipe.std,
             dataset=self.recipe.dataset,
+            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
         )
 
 
@@ -179,13 +181,14 @@ class PurifierTask(Task):
         return {"fired": self.fired}
 
     def card(self, model: nn.Module) -> Card:
-        """Architecture."""
+        """Architecture and cost."""
         return Card(
             name=self.recipe.name,
             kind="purifier",
             architecture=dataclasses.asdict(self.recipe.architecture),
             image_shape=self.shape,
             dataset=self.recipe.dataset,
+            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
         )
 
 

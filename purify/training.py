@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -94,8 +95,10 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                 initial=run.batch * recipe.batch_size,
                 desc=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
                 unit="image",
-                disable=quiet or None,
+                disable=quiet,
                 leave=False,
+                mininterval=0.1 if sys.stderr.isatty() else 60.0,  # a log file gets a line a minute,
+                delay=0.0 if sys.stderr.isatty() else 60.0,  # and none of epochs shorter than that
             )
             task.model.train()
             while run.batch < steps:
@@ -217,13 +220,14 @@ class _Run:
         """Write the averaged weights and the card."""
         model = self.best_model.eval()
         measured = {k: v for k, v in self.history[-1].items() if k not in ("seconds", "images_per_second", "epoch")}
+        described = self.task.card(model)
         card = dataclasses.replace(
-            self.task.card(model),
+            described,
             recipe=dataclasses.asdict(self.recipe),
             seed=self.recipe.seed,
             versions=library_versions(),
             wall_seconds=round(self.seconds, 1),
-            figures=measured,
+            figures={**described.figures, **measured},
         )
         path = self.folder / f"{self.recipe.name}.safetensors"
         save(model, card, path)

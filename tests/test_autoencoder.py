@@ -82,7 +82,7 @@ def test_norm_of_the_dictionary_against_dense_algebra() -> None:
     basis = torch.eye(8 * 4 * 4, dtype=torch.float64).view(-1, 8, 4, 4)
     dense = purifier._synthesise(basis, purifier.dictionary).flatten(1).T
     assert purifier.tied_analysis_norm((8, 8), iterations=500) == pytest.approx(
-        float(torch.linalg.matrix_norm(dense, 2)) ** 2, rel=1e-3
+        torch.linalg.matrix_norm(dense, 2).item() ** 2, rel=1e-3
     )
 
 

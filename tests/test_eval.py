@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import purify
 from purify.attacks import PGD, ThreatModel
+from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval import Accuracy, Recovery, Report, Settings, evaluate
 from purify.eval.baselines import JPEG, MedianFilter, PCAProjection, make_baseline
-from purify.eval.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval.intervals import bootstrap_interval, wilson_interval
 from purify.eval.margin import MarginSummary
 from purify.eval.reference import compare_with_reference, read_reference

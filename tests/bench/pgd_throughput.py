@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import purify
 from purify.attacks import PGD, ThreatModel
 
-STEPS, ROUNDS = 20, 7
+STEPS, ROUNDS = 40, 5
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a defence costs: multiply-accumulates, parameters, milliseconds."""
+"""What a module costs: multiply-accumulates, parameters, milliseconds."""
 
 from __future__ import annotations
 
