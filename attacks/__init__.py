@@ -1,14 +1,44 @@
 """The attacker: small frozen objects that hold settings and no model, called with a model, images and labels.
 
 A model is any callable from images (N, C, H, W) in [0, 1] to logits (N, classes). Attacks know logits and gradients, nothing of
-purifiers, and import torch alone (and ``purify.images``, the checks of what a batch is).
+purifiers, and import torch alone (and ``purify.images``, the checks of what a batch is; ``foolbox.py`` wraps that library).
 """
 
+from purify.attacks.apgd import APGD, TargetedAPGD
 from purify.attacks.attack import Attack
 from purify.attacks.fgsm import FGSM
-from purify.attacks.gradient import GradientPath, bpda, exact
+from purify.attacks.fmn import FMN
+from purify.attacks.foolbox import FoolboxAttack
+from purify.attacks.gradient import GradientPath, bpda, eot, exact, transfer
+from purify.attacks.mifgsm import MIFGSM
 from purify.attacks.pgd import PGD
+from purify.attacks.random_search import RandomSearch
 from purify.attacks.result import AttackResult
+from purify.attacks.spsa import SPSA
+from purify.attacks.square import Square
+from purify.attacks.suite import SuiteResult, make_suite, run_suite
 from purify.attacks.threat import ThreatModel
 
-__all__ = ["FGSM", "PGD", "Attack", "AttackResult", "GradientPath", "ThreatModel", "bpda", "exact"]
+__all__ = [
+    "APGD",
+    "FGSM",
+    "FMN",
+    "MIFGSM",
+    "PGD",
+    "SPSA",
+    "Attack",
+    "AttackResult",
+    "FoolboxAttack",
+    "GradientPath",
+    "RandomSearch",
+    "Square",
+    "SuiteResult",
+    "TargetedAPGD",
+    "ThreatModel",
+    "bpda",
+    "eot",
+    "exact",
+    "make_suite",
+    "run_suite",
+    "transfer",
+]

@@ -52,7 +52,8 @@ def test_attacks_import_torch_alone(path: Path) -> None:
     standard = set(sys.stdlib_module_names)
     for name in imports_of(path):
         ours = name.startswith("purify.attacks") or name == "purify.images"
-        assert ours or name.split(".")[0] in standard | {"torch"}, f"{path.name} imports {name}"
+        outside = {"foolbox", "numpy"} if path.stem == "foolbox" else set()  # the wrapper of another library
+        assert ours or name.split(".")[0] in standard | {"torch"} | outside, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "purify").glob("*.py")), ids=lambda p: p.stem)

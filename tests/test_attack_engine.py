@@ -1,0 +1,185 @@
+"""The stronger attacks: against their papers' claims, against foolbox, against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import (
+    APGD,
+    FMN,
+    MIFGSM,
+    PGD,
+    SPSA,
+    Attack,
+    FoolboxAttack,
+    RandomSearch,
+    Square,
+    TargetedAPGD,
+    ThreatModel,
+    eot,
+    exact,
+    make_suite,
+    run_suite,
+    transfer,
+)
+from purify.attacks.apgd import checkpoints
+from purify.attacks.result import margin
+
+LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
+
+
+@pytest.fixture
+def right(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    x, y = digits
+    with torch.no_grad():
+        keep = victim(x).argmax(1) == y
+    return x[keep][:60], y[keep][:60]
+
+
+ATTACKS: list[Attack] = [
+    APGD(LINF, steps=20),
+    APGD(L2, steps=20, loss="dlr", restarts=2),
+    TargetedAPGD(LINF, steps=10, classes=3),
+    TargetedAPGD(L2, steps=10, classes=3),
+    MIFGSM(LINF),
+    MIFGSM(L2),
+    FMN(LINF, steps=40),
+    FMN(L2, steps=40),
+    Square(LINF, queries=300),
+    Square(L2, queries=300),
+    SPSA(LINF, steps=10, samples=16),
+    SPSA(L2, steps=10, samples=16),
+    RandomSearch(LINF, draws=20),
+    RandomSearch(L2, draws=20),
+    FoolboxAttack(LINF, name="deepfool"),
+    FoolboxAttack(L2, name="ddn", steps=20),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_results_are_true(attack: Attack, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    state = torch.get_rng_state()
+    result = attack(victim, x, y)
+    with torch.no_grad():
+        logits = victim(result.adversarial)
+    attack.threat.verify(result.adversarial, x)
+    assert torch.equal(result.success, logits.argmax(1) != y)
+    assert torch.allclose(result.margin, margin(logits, y), atol=1e-5)
+    assert torch.equal(result.adversarial, attack(victim, x, y).adversarial)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (result.queries >= 2).all()
+    if not isinstance(attack, RandomSearch):
+        floor = RandomSearch(attack.threat, draws=20)(victim, x, y)
+        assert result.success.sum() > floor.success.sum()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_apgd_reaches_a_higher_loss_than_pgd(threat: ThreatModel, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    small = ThreatModel(threat.norm, threat.eps / 4)
+    losses = []
+    for attack in (APGD(small, steps=50, early_stop=False), PGD(small, steps=50, early_stop=False)):
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(victim(attack(victim, x, y).adversarial), y, reduction="none"))
+    assert float((losses[0] >= losses[1] - 1e-3).float().mean()) > 0.9
+
+
+def test_checkpoints_of_the_paper() -> None:
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert all(0 < c <= 7 for c in checkpoints(7))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fmn_finds_norms_like_foolboxes(norm: Any, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    import foolbox
+
+    x, y = right
+    ours = FMN(ThreatModel(norm, 1.0 if norm == "linf" else 8.0), steps=100)(victim, x, y)
+    theirs = (foolbox.attacks.LInfFMNAttack if norm == "linf" else foolbox.attacks.L2FMNAttack)(steps=100)
+    torch.manual_seed(0)
+    _, found, success = theirs(foolbox.PyTorchModel(victim, bounds=(0, 1)), x, y, epsilons=None)
+    assert ours.success.all()
+    distance = ThreatModel(norm, 1.0).distance(found, x)[success]
+    assert float(ours.distance.median()) <= 1.1 * float(distance.median())
+
+
+def test_fmn_agrees_with_the_ball(victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+    x, y = right
+    free = FMN(ThreatModel("linf", 1.0))(victim, x, y)
+    inside = FMN(ThreatModel("linf", 0.05), stop_inside=True)(victim, x, y)
+    assert (inside.distance <= 0.05 + 1e-6).all()
+    assert torch.equal(inside.success, free.distance <= 0.05)
+
+
+def test_transfer_and_eot(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    with torch.no_grad():
+        y = toy(x).argmax(1)
+
+    def masked(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images.detach())
+        return logits
+
+    found = PGD(LINF, steps=10)(masked, x, y, gradient=transfer(masked, toy))
+    assert torch.equal(found.success, PGD(LINF, steps=10)(toy, x, y).success)
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images + 0.1 * torch.randn(images.shape, generator=generator))
+        return logits
+
+    def objective(z: Tensor) -> Tensor:
+        return z.sum(1)
+
+    spread = [torch.stack([eot(exact(noisy), n)(x, objective).gradient for _ in range(20)]).std(0).mean() for n in (1, 16)]
+    assert spread[1] < 0.4 * spread[0]
+    with pytest.raises(ValueError, match="at least one draw"):
+        eot(exact(noisy), 0)
+
+
+# ---- planted fakes
+
+
+def quantise(images: Tensor) -> Tensor:
+    return (images * 8).round() / 8
+
+
+@pytest.mark.parametrize("fake", ["detach", "quantise"])
+def test_planted_fakes_fall(fake: str, toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    from purify.attacks import bpda
+
+    x, _ = digits
+    stage = quantise if fake == "quantise" else Tensor.detach
+
+    def defended(images: Tensor) -> Tensor:
+        logits: Tensor = toy(stage(images))
+        return logits
+
+    with torch.no_grad():
+        y = defended(x).argmax(1)
+    paths = {"straight through": bpda(stage, toy), "transfer": transfer(defended, toy)}
+    fallen = run_suite(make_suite("fast", LINF), defended, x, y, paths=paths).robust
+    bare = run_suite(make_suite("fast", LINF), toy, x, y).robust
+    assert fallen.mean() <= bare.mean() + 0.02
+
+
+def test_random_defence_is_scored_by_expectation(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, _ = digits
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        y = toy(x).argmax(1)
+        scale = toy(x).std()
+
+    def noisy(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits + scale * torch.randn(logits.shape, generator=generator)
+
+    found = run_suite([], noisy, x, y, verdict_draws=20).robust.mean()
+    with torch.no_grad():
+        truth = torch.stack([(noisy(x).argmax(1) == y).float().mean() for _ in range(200)]).mean()
+    assert abs(float(found - truth)) < 0.02
