@@ -76,7 +76,7 @@ def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reference, "REFERENCE_FOLDER", tmp_path / "reference")
-    command = ["tables", "--data", "digits", "--images", "50", "--steps", "4", "--out", str(tmp_path), "--quiet"]
+    command = ["tables", "--data", "digits", "--images", "30", "--steps", "3", "--out", str(tmp_path), "--quiet"]
     assert main([*command, "--check"]) == 1
     assert "no committed reference" in capsys.readouterr().out
     for name in ("digits.md", "digits.json", "digits-examples.png", "digits-margins.png", "digits-eps.png", "digits.jpeg.csv"):

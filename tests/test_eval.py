@@ -241,7 +241,7 @@ def test_digits_keep_their_promise(victim: nn.Module) -> None:
 
 
 def test_mnist_keeps_its_promise(mnist_test: purify.data.ImageSet) -> None:
-    x, y = mnist_test.first(200).batch(slice(None))
+    x, y = mnist_test.first(120).batch(slice(None))
     defended = purify.wrap(purify.load_classifier("mnist-resnet18"), "mnist-dsae")
     found = evaluate(defended, x, y, ThreatModel("linf", 0.2), settings=Settings(steps=10), quiet=True)
     assert found.undefended_clean.share >= 0.98
