@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.best import BestIterate
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.gradient import GradientStep
+from purify.attacks.iterates import BestIterate, Record, Standing, climb
 from purify.attacks.objective import LossName, make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
+from purify.attacks.threat import ThreatModel
 
 __all__ = ["APGD", "TargetedAPGD", "checkpoints"]
 
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD (Croce & Hein 2020, algorithm 1), L∞ and L2.
+    """Auto-PGD (Croce & Hein 2020, algorithm 1; for L1: Croce & Hein 2021, algorithm 1), L∞, L2 and L1.
 
     z = Π( x_k + η_k · d_k ),  x_{k+1} = Π( x_k + α (z − x_k) + (1 − α)(x_k − x_{k−1}) ),  α = 0.75 (1 at the first step),
     d_k as in :class:`FGSM`. η starts at 2 eps. At each checkpoint an image's η is halved, and it goes back to its best iterate,
     if fewer than ρ = 0.75 of the steps since the last one raised the loss, or if neither η nor the best loss has changed.
 
+    L1: x_{k+1} = Π( x_k + η_k · d_k ) with d_k the signs of the s_k largest values of the gradient, of length 1. η starts at eps
+    and s at a fifth of all values; at each checkpoint s follows the number of values that the best iterate changes (/ 1.5); where
+    that number has fallen by 5 %, η is set back to eps and the image to its best iterate, else η is divided by 1.5. The steps
+    are spent in balls of 3 eps, 2 eps and eps (30, 30 and 40 %), each beginning where the last one ended.
+
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> APGD(ThreatModel("l2", 0.1), steps=5)(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0])).success
     tensor([True])
     """
+
+    norms = ("linf", "l2", "l1")
 
     steps: int = 100
     restarts: int = 1
@@ -39,60 +49,92 @@ class APGD(Attack):
     """Broken images leave the batch at their first break."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise ValueError(f"expected at least one step and one restart, got {self.steps} and {self.restarts}")
         make_objective(self.loss)
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         best = BestIterate(problem, logits)
         for _ in range(self.restarts):
-            rows = best.standing(self.early_stop)
-            self._ascend(problem.rows(rows), problem.rows(rows).targets, rows, best, generator, gradient)
-        return best.candidates, best.queries
+            self._ascend(best.standing(self.early_stop), best, oracle, generator)
+        return best.candidates
 
-    def _ascend(
-        self,
-        here: Problem,
-        aims: Tensor | None,
-        rows: Tensor,
-        best: BestIterate,
-        generator: torch.Generator,
-        gradient: GradientPath,
-    ) -> None:
-        """One random start on the problem's ``rows``; the loss aims at the classes ``aims`` (n,), which need not be targets."""
-        if len(rows) == 0:
+    def _ascend(self, here: Standing, best: BestIterate, oracle: Oracle, generator: torch.Generator) -> None:
+        """From one random start. The loss aims at ``here.aims``."""
+        here.x = self._start(here.images, generator)
+        if self.threat.norm != "l1":
+            self._ascend_with_momentum(here, best, oracle)
             return
-        objective = make_objective(self.loss)
-        memory = _Memory(here, aims, rows, self._start(here.images, generator), 2 * self.threat.eps)
-        ends = checkpoints(self.steps)
-        for k in range(self.steps + 1):
-            step = gradient(memory.x, lambda z: objective(z, memory.labels, memory.aims))
-            broken = best.update(memory.rows, memory.x, step.logits, step.value, memory.problem)
-            memory.enter(step.value, step.gradient)
-            if k == self.steps:
-                return
-            if self.early_stop and bool(broken.any()):
-                memory.keep(~broken)
-                if len(memory.rows) == 0:
-                    return
-            if k in ends:
-                memory.reconsider(0.75)
-            x, slope = memory.x, memory.slope
-            z = self.threat.project(x + _column(memory.step_size) * self.threat.steepest(slope), memory.images)
-            momentum = 0.75 if k else 1.0
-            mixed = x + momentum * (z - x) + (1 - momentum) * (x - memory.x_before)
-            memory.move(self.threat.project(mixed, memory.images))
+        spent = 0
+        for factor, share in ((3, 0.3), (2, 0.3), (1, 0.4)):
+            steps = ceil(share * self.steps) if factor > 1 else self.steps - spent
+            spent += steps
+            ball = replace(self.threat, eps=factor * self.threat.eps)
+            here.x = ball.project(here.x, here.images)
+            # What is broken in a larger ball is not broken yet: nothing is noted there, and no image leaves.
+            self._ascend_sparsely(here, best if factor == 1 else _Nothing(), oracle, ball, max(steps, 0))
+            here.x = here.best_x
 
     def _start(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A random direction, scaled until it touches the ball (as in the reference implementation of the paper)."""
+        """A random direction, scaled until it touches the ball (as in the reference implementations of the papers)."""
         if self.threat.norm == "linf":
             noise = torch.empty_like(images).uniform_(-1, 1, generator=generator)
         else:
             noise = torch.empty_like(images).normal_(generator=generator)
+        if self.threat.norm == "l1":
+            return replace(self.threat, eps=3 * self.threat.eps).project(images + noise, images)
         size = self.threat.distance(noise, torch.zeros_like(noise)).clamp_min(1e-12)
         return self.threat.project(images + self.threat.eps * noise / _column(size), images)
+
+    def _ascend_with_momentum(self, here: Standing, record: Record, oracle: Oracle) -> None:
+        """L∞ and L2."""
+        n, threat, ends, since = len(here), self.threat, checkpoints(self.steps), 0
+        here.step_size = here.x.new_full((n,), 2 * threat.eps)
+        here.x_before = here.x
+        here.value_before = here.x.new_full((n,), float("inf"))
+        here.rises = here.x.new_zeros(n)  # steps since the last checkpoint that raised the loss
+        here.halved = torch.ones(n, dtype=torch.bool, device=here.x.device)  # at the last checkpoint
+        _forget_best(here)
+        here.best_at_checkpoint = here.best_value
+        for k, step in climb(here, record, oracle, make_objective(self.loss), self.steps, early_stop=self.early_stop):
+            here.rises = here.rises + (step.value > here.value_before)
+            here.value_before = step.value
+            _note_best(here, step)
+            slope = step.gradient
+            if k in ends:
+                few = here.rises < 0.75 * (k - since)
+                here.halved = few | (~here.halved & (here.best_at_checkpoint >= here.best_value))
+                here.step_size = torch.where(here.halved, here.step_size / 2, here.step_size)
+                here.x = torch.where(_column(here.halved), here.best_x, here.x)
+                slope = torch.where(_column(here.halved), here.best_slope, slope)
+                here.best_at_checkpoint, here.rises, since = here.best_value, torch.zeros_like(here.rises), k
+            z = threat.project(here.x + _column(here.step_size) * threat.steepest(slope), here.images)
+            momentum = 0.75 if k else 1.0
+            moved = here.x + momentum * (z - here.x) + (1 - momentum) * (here.x - here.x_before)
+            here.x_before, here.x = here.x, threat.project(moved, here.images)
+
+    def _ascend_sparsely(self, here: Standing, record: Record, oracle: Oracle, ball: ThreatModel, steps: int) -> None:
+        """L1, in one of the three balls."""
+        n, values, every = len(here), here.x[:1].numel(), max(int(0.04 * steps), 1)
+        here.step_size = here.x.new_full((n,), ball.eps)
+        first = ball.eps == 3 * self.threat.eps
+        changed = _changed(here.x, here.images)
+        here.support = torch.full_like(changed, values) if first else changed  # values changed at the last checkpoint
+        here.size = torch.full_like(changed, 0.2 * values) if first else changed / 1.5  # s
+        _forget_best(here)
+        early_stop = self.early_stop and not isinstance(record, _Nothing)
+        for k, step in climb(here, record, oracle, make_objective(self.loss), steps, early_stop=early_stop):
+            _note_best(here, step)
+            slope = step.gradient
+            if k and k % every == 0:
+                changed = _changed(here.best_x, here.images)
+                fewer = changed < 0.95 * here.support
+                here.step_size = torch.where(fewer, ball.eps, (here.step_size / 1.5).clamp_min(ball.eps / 10))
+                here.support, here.size = changed, changed / 1.5
+                here.x = torch.where(_column(fewer), here.best_x, here.x)
+                slope = torch.where(_column(fewer), here.best_slope, slope)
+            here.x = ball.project(here.x + _column(here.step_size) * _largest(slope, here.size), here.images)
 
 
 @dataclass(frozen=True)
@@ -106,19 +148,16 @@ class TargetedAPGD(APGD):
     classes: int = 9
     """How many wrong classes are tried; at most all of them."""
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         if problem.targets is not None:
             raise ValueError("TargetedAPGD chooses its own target classes; for a given target use APGD(…, loss='dlr')")
         best = BestIterate(problem, logits)
         others = logits.scatter(1, problem.labels[:, None], float("-inf"))
         ranked = others.argsort(1, descending=True)[:, : min(self.classes, logits.shape[1] - 1)]
         for _ in range(self.restarts):
-            for column in ranked.unbind(1):
-                rows = best.standing(self.early_stop)
-                self._ascend(problem.rows(rows), column[rows], rows, best, generator, gradient)
-        return best.candidates, best.queries
+            for aims in ranked.unbind(1):
+                self._ascend(best.standing(self.early_stop, aims), best, oracle, generator)
+        return best.candidates
 
 
 def checkpoints(steps: int) -> set[int]:
@@ -134,59 +173,39 @@ def checkpoints(steps: int) -> set[int]:
     return {ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1}
 
 
-class _Memory:
-    """What APGD remembers of the images under attack: every attribute but ``steps`` is a tensor with one row an image."""
+class _Nothing:
+    """Takes note of nothing."""
 
-    def __init__(self, here: Problem, aims: Tensor | None, rows: Tensor, x: Tensor, step_size: float) -> None:
-        self.rows, self.images, self.labels, self.targets, self.aims = rows, here.images, here.labels, here.targets, aims
-        self.x, self.x_before = x, x
-        self.slope = torch.zeros_like(x)  # gradient at x
-        self.step_size = x.new_full((len(x),), step_size)
-        self.value_before = x.new_full((len(x),), float("inf"))
-        self.best_x, self.best_slope = x, self.slope
-        self.best_value = x.new_full((len(x),), float("-inf"))
-        self.rises = x.new_zeros(len(x))  # steps since the last checkpoint that raised the loss
-        self.best_at_checkpoint = self.best_value
-        self.halved = torch.ones(len(x), dtype=torch.bool, device=x.device)  # at the last checkpoint
-        self.steps = 0  # since the last checkpoint
+    def enter(self, here: Standing, step: GradientStep) -> Tensor:
+        """No image is done with."""
+        return torch.zeros_like(here.labels, dtype=torch.bool)
 
-    @property
-    def problem(self) -> Problem:
-        """The images that are left."""
-        return Problem(self.images, self.labels, self.targets)
 
-    def keep(self, mask: Tensor) -> None:
-        """Forget the images where ``mask`` (n,) is False."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value[mask])
+def _forget_best(here: Standing) -> None:
+    here.best_x, here.best_slope = here.x, torch.zeros_like(here.x)
+    here.best_value = here.x.new_full((len(here),), float("-inf"))
 
-    def move(self, x: Tensor) -> None:
-        """Go to ``x``."""
-        self.x_before, self.x = self.x, x
-        self.steps += 1
 
-    def enter(self, value: Tensor, slope: Tensor) -> None:
-        """Loss (n,) and gradient at the present ``x``."""
-        self.rises = self.rises + (value > self.value_before)
-        self.value_before, self.slope = value, slope
-        better = value > self.best_value
-        self.best_value = torch.where(better, value, self.best_value)
-        self.best_x = torch.where(_column(better), self.x, self.best_x)
-        self.best_slope = torch.where(_column(better), slope, self.best_slope)
+def _note_best(here: Standing, step: GradientStep) -> None:
+    """The iterate of this start with the highest loss, broken or not: the one that the step size is judged by."""
+    better = step.value > here.best_value
+    here.best_value = torch.where(better, step.value, here.best_value)
+    here.best_x = torch.where(_column(better), here.x, here.best_x)
+    here.best_slope = torch.where(_column(better), step.gradient, here.best_slope)
 
-    def reconsider(self, rho: float) -> None:
-        """At a checkpoint: halve the step size of images that make no progress, and send them back to their best iterate."""
-        few = self.rises < rho * self.steps
-        stuck = ~self.halved & (self.best_at_checkpoint >= self.best_value)
-        self.halved = few | stuck
-        self.step_size = torch.where(self.halved, self.step_size / 2, self.step_size)
-        back = _column(self.halved)
-        self.x = torch.where(back, self.best_x, self.x)
-        self.slope = torch.where(back, self.best_slope, self.slope)
-        self.best_at_checkpoint = self.best_value
-        self.rises = torch.zeros_like(self.rises)
-        self.steps = 0
+
+def _changed(x: Tensor, images: Tensor) -> Tensor:
+    """How many values of each image differ, (n,)."""
+    return (x != images).flatten(1).sum(1).to(x.dtype)
+
+
+def _largest(slope: Tensor, size: Tensor) -> Tensor:
+    """Signs of each image's ``size`` (n,) largest values, divided by their number: (n, C, H, W) of L1 length 1."""
+    strength = slope.flatten(1).abs()
+    count = size.long().clamp(1, strength.shape[1])
+    least = strength.sort(1, descending=True).values.gather(1, count[:, None] - 1)
+    signs = (slope.flatten(1).sign() * (strength >= least)).view_as(slope)
+    return signs / signs.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 
 
 def _column(values: Tensor) -> Tensor:

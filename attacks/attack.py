@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from purify.attacks.gradient import GradientPath, Model, exact
+from purify.attacks.oracle import Oracle
+from purify.attacks.precision import Precision, steps_in_bfloat16
+from purify.attacks.problem import Problem, hits
 from purify.attacks.result import AttackResult, margin
-from purify.attacks.threat import ThreatModel
+from purify.attacks.threat import Norm, ThreatModel
 from purify.images import check_images, check_labels
 
-__all__ = ["Attack", "Problem", "hits"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One batch to be attacked; the same fields for the whole batch and for the rows still under attack."""
-
-    images: Tensor
-    """(N, C, H, W) in [0, 1]."""
-    labels: Tensor
-    """(N,)."""
-    targets: Tensor | None
-    """(N,) classes to reach, or None: any class but the label."""
-
-    def rows(self, index: Tensor) -> Problem:
-        """The problem for some rows only."""
-        return Problem(self.images[index], self.labels[index], None if self.targets is None else self.targets[index])
+__all__ = ["Attack"]
 
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """Settings of an attack; call it with a model, images and labels."""
+    """Settings of an attack; call it with a model, images and labels.
+
+    Raises:
+        ValueError: the attack is not made for the threat model's norm, or a setting is out of its range.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    """Those that the attack is made for."""
 
     threat: ThreatModel
+
+    def __post_init__(self) -> None:
+        if self.threat.norm not in self.norms:
+            raise ValueError(f"{type(self).__name__} is made for {' and '.join(self.norms)}, got {self.threat}")
 
     def __call__(
         self,
@@ -47,6 +47,7 @@ class Attack(ABC):
         targets: Tensor | None = None,
         generator: torch.Generator | None = None,
         gradient: GradientPath | None = None,
+        precision: Precision = "auto",
     ) -> AttackResult:
         """Attack a batch.
 
@@ -57,13 +58,25 @@ class Attack(ABC):
             targets: (N,), classes to be reached instead; None for an untargeted attack.
             generator: source of all randomness; None: one on the images' device, seeded with 0.
             gradient: where gradients come from; None: ``exact(model)``.
+            precision: of gradient steps; ``auto``: bfloat16 where the processor computes in it and the model is large enough to
+                gain (:mod:`purify.attacks.precision`). Verdicts are the model's own in any case: every break is confirmed
+                without autocast, and images whose claimed breaks are all denied are attacked again without it.
 
         Raises:
             TypeError, ValueError: images, labels, targets or logits are not what they should be.
             RuntimeError: the attack left the threat model (a defect of the attack; no result is given).
+
+        Warns:
+            UserWarning: the model is in training mode.
         """
         check_images(images)
         check_labels(labels, images)
+        if isinstance(model, nn.Module) and model.training:
+            warnings.warn(
+                "the attacked model is in training mode (batch statistics, dropout): call model.eval() first",
+                UserWarning,
+                stacklevel=2,
+            )
         images = images.detach()
         with torch.no_grad():
             logits = model(images)
@@ -75,30 +88,35 @@ class Attack(ABC):
                 raise ValueError("a target equals its label: a targeted attack needs another class")
         if generator is None:
             generator = torch.Generator(device=images.device).manual_seed(0)
-        problem = Problem(images, labels, targets)
-        candidates, queries = self._search(model, problem, logits, generator, gradient or exact(model))
-        self.threat.verify(candidates, images)
-        with torch.no_grad():
-            logits = model(candidates)
+        problem, path = Problem(images, labels, targets), gradient or exact(model)
+        oracle = Oracle(model, path, problem, bfloat16=steps_in_bfloat16(precision, model, images))
+        candidates = self._search(problem, logits, oracle, generator)
+        after = self._score(model, candidates, images)
+        queries = oracle.queries + 2
+        doubted = (oracle.claimed & ~hits(after, problem)).nonzero().flatten()
+        if len(doubted):
+            part = problem.part(doubted)
+            again = Oracle(model, path, part)
+            candidates[doubted] = self._search(part, logits[doubted], again, generator)
+            after[doubted] = self._score(model, candidates[doubted], part.images)
+            queries[doubted] += again.queries + 1
         return AttackResult(
             adversarial=candidates,
-            success=hits(logits, problem),
-            margin=margin(logits, labels),
+            success=hits(after, problem),
+            margin=margin(after, labels),
             distance=self.threat.distance(candidates, images),
-            queries=queries + 2,
+            queries=queries,
         )
 
     @abstractmethod
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        """Find candidates (N, C, H, W) and the forward passes spent on each (N,); ``logits`` are those of the clean images."""
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        """Find candidates (N, C, H, W); ``logits`` (N, classes) are those of the clean images."""
 
-
-def hits(logits: Tensor, problem: Problem) -> Tensor:
-    """bool (N,): does the attack succeed with these logits (N, classes)?"""
-    predicted = logits.argmax(1)
-    return predicted != problem.labels if problem.targets is None else predicted == problem.targets
+    @torch.no_grad()
+    def _score(self, model: Model, candidates: Tensor, images: Tensor) -> Tensor:
+        """The model's logits for the candidates, which must lie within the threat model."""
+        self.threat.verify(candidates, images)
+        return model(candidates).to(images.dtype)
 
 
 def _check_logits(logits: Tensor, images: Tensor) -> None:
@@ -110,3 +128,8 @@ def _check_logits(logits: Tensor, images: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
         raise ValueError(f"the model gives NaN or infinite logits for images {bad[:8]} of the batch")
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            "the model gives probabilities (each row is positive and sums to 1), whose losses hide gradients: give the logits, "
+            "or the logarithm: lambda images: model(images).clamp_min(1e-30).log()"
+        )

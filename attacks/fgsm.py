@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem, hits
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.iterates import BestIterate
 from purify.attacks.objective import LossName, make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["FGSM"]
 
@@ -21,7 +23,7 @@ class FGSM(Attack):
     x' = clip(x + eps · d),  d = sign(∇ₓ L) for L∞,  ∇ₓ L / ‖∇ₓ L‖₂ for L2.
 
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> result = FGSM(ThreatModel("linf", 0.1))(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0]))
     >>> result.success, result.distance
     (tensor([True]), tensor([0.1000]))
@@ -32,19 +34,15 @@ class FGSM(Attack):
     early_stop: bool = True
     """Leave images alone that are misclassified from the start."""
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        objective = make_objective(self.loss)
-        queries = torch.zeros_like(problem.labels)
-        rows = torch.arange(len(queries), device=queries.device)
-        if self.early_stop:
-            rows = rows[~hits(logits, problem)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_objective(self.loss)
+
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         candidates = problem.images.clone()
-        if len(rows):
-            here = problem.rows(rows)
-            step = gradient(here.images, lambda z: objective(z, here.labels, here.targets))
+        here = BestIterate(problem, logits).standing(self.early_stop)
+        if len(here):
+            step = oracle.climb(here, make_objective(self.loss))
             moved = here.images + self.threat.eps * self.threat.steepest(step.gradient)
-            candidates[rows] = self.threat.project(moved, here.images)
-            queries[rows] = 1
-        return candidates, queries
+            candidates[here.rows] = self.threat.project(moved, here.images)
+        return candidates

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem, hits
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.gradient import GradientStep
+from purify.attacks.iterates import BestIterate, Standing, climb
 from purify.attacks.objective import make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem, hits
+from purify.attacks.threat import ThreatModel
 
 __all__ = ["FMN"]
 
@@ -27,7 +31,7 @@ class FMN(Attack):
     distribution of minimum norms, give the largest eps (L∞: 1).
 
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> result = FMN(ThreatModel("linf", 1.0))(model, torch.full((1, 1, 1, 1), 0.6), torch.tensor([0]))
     >>> round(result.distance.item(), 2)
     0.1
@@ -42,55 +46,55 @@ class FMN(Attack):
     """Images leave the batch as soon as they are broken inside ``threat``, instead of going on to the smallest norm."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or not 0 < self.gamma < 1:
             raise ValueError(f"expected at least one step and a gamma between 0 and 1, got {self.steps} and {self.gamma}")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"expected a step size above 0, got {self.step_size}")
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        objective, norm = make_objective("margin"), self.threat.norm
-        candidates, queries = problem.images.clone(), torch.zeros_like(problem.labels)
-        rows = (~hits(logits, problem)).nonzero().flatten()
-        here = problem.rows(rows)
-        x = here.images
-        smallest = x.new_full((len(x),), float("inf"))  # norm of the best adversarial point
-        radius = x.new_full((len(x),), float("inf"))
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        norm, nearest = self.threat.norm, _Nearest(problem, self.threat)
+        here = BestIterate(problem, logits).standing(early_stop=True)
+        here.distance = here.x.new_zeros(len(here))  # of the present iterate
+        here.smallest = here.x.new_full((len(here),), float("inf"))  # of the nearest adversarial one
+        here.radius = here.smallest
         first = self.step_size if self.step_size is not None else (3.0 if norm == "linf" else 1.0)
-        for k in range(self.steps):
-            if len(rows) == 0:
-                break
+        margin = make_objective("margin")
+        for k, step in climb(here, nearest, oracle, margin, self.steps, early_stop=self.stop_inside):
             share = (1 + math.cos(math.pi * k / self.steps)) / 2
             alpha, gamma = first * (0.01 + 0.99 * share), self.gamma * (0.001 + 0.999 * share)
-            step = gradient(x, lambda z, here=here: objective(z, here.labels, here.targets))  # type: ignore[misc]
-            queries[rows] += 1
-            distance = self.threat.distance(x, here.images)
-            broken = hits(step.logits, here)
-            closer = broken & (distance < smallest)
-            smallest = torch.where(closer, distance, smallest)
-            inside = closer & (distance <= self.threat.eps)
-            candidates[rows[inside]] = x[inside]
-
-            known = torch.isfinite(smallest)
             slope = _dual_length(step.gradient, norm)
             # Where the slope is steep but short the estimate creeps: a fifth more radius at least until a first break is known.
-            estimate = torch.maximum(distance * 1.2, distance + (-step.value).clamp_min(0) / slope.clamp_min(1e-12))
-            grown = torch.where(known, radius * (1 + gamma), estimate)
-            radius = torch.where(broken, torch.minimum(radius * (1 - gamma), smallest), grown)
+            boundary = here.distance + (-step.value).clamp_min(0) / slope.clamp_min(1e-12)
+            estimate = torch.maximum(here.distance * 1.2, boundary)
+            grown = torch.where(torch.isfinite(here.smallest), here.radius * (1 + gamma), estimate)
+            shrunk = torch.minimum(here.radius * (1 - gamma), here.smallest)
+            here.radius = torch.where(hits(step.logits, here), shrunk, grown)
             direction = step.gradient / _dual_length(step.gradient, "l2").clamp_min(1e-12)[:, None, None, None]
-            x = _project(x + alpha * direction, here.images, radius, norm)
+            here.x = _project(here.x + alpha * direction, here.images, here.radius, norm)
+        return nearest.candidates
 
-            if self.stop_inside and bool(inside.any()):
-                left = ~inside
-                rows, x, smallest, radius, here = rows[left], x[left], smallest[left], radius[left], here.rows(left)
-        return candidates, queries
+
+class _Nearest:
+    """For each image the adversarial iterate inside the threat model that is nearest to it; the image itself where none is."""
+
+    def __init__(self, problem: Problem, threat: ThreatModel) -> None:
+        self.candidates, self.threat = problem.images.clone(), threat
+
+    def enter(self, here: Standing, step: GradientStep) -> Tensor:
+        """Done with are the images broken inside the threat model."""
+        here.distance = self.threat.distance(here.x, here.images)
+        closer = hits(step.logits, here) & (here.distance < here.smallest)
+        here.smallest = torch.where(closer, here.distance, here.smallest)
+        inside: Tensor = closer & (here.distance <= self.threat.eps)
+        self.candidates[here.rows] = torch.where(inside[:, None, None, None], here.x, self.candidates[here.rows])
+        return inside
 
 
 def _dual_length(gradient: Tensor, norm: str) -> Tensor:
     """Norm (n,) of the gradient that is dual to ``norm``: how fast the loss can rise for a unit step."""
-    flat = gradient.flatten(1)
-    return flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)
+    length: Tensor = torch.linalg.vector_norm(gradient, 1 if norm == "linf" else 2, dim=(1, 2, 3))
+    return length
 
 
 def _project(x: Tensor, images: Tensor, radius: Tensor, norm: str) -> Tensor:
@@ -100,4 +104,5 @@ def _project(x: Tensor, images: Tensor, radius: Tensor, norm: str) -> Tensor:
         change = change.clamp(-limit, limit)
     else:
         change = change * (limit / change.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]).clamp_max(1)
-    return (images + change).clamp(0, 1)
+    inside: Tensor = (images + change).clamp(0, 1)
+    return inside

@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.gradient import Model
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["FoolboxAttack", "FoolboxName"]
 
@@ -29,20 +31,19 @@ class FoolboxAttack(Attack):
     steps: int = 50
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name not in get_args(FoolboxName):
             raise ValueError(f"unknown attack {self.name!r}; known: {', '.join(get_args(FoolboxName))}")
         if self.name in ("carlini-wagner", "ddn") and self.threat.norm != "l2":
             raise ValueError(f"{self.name} is an L2 attack, got a threat model in {self.threat.norm}")
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         import foolbox
         import numpy as np
 
         if problem.targets is not None:
             raise ValueError(f"{self.name} is offered untargeted only")
-        counter = _CountingModule(model).eval()
+        counter = _CountingModule(oracle.model).eval()
         wrapped = foolbox.PyTorchModel(counter, bounds=(0, 1), device=problem.images.device)  # type: ignore[attr-defined]
         seed = int(torch.randint(0, 2**31 - 1, (), generator=generator, device=generator.device))
         before = np.random.get_state()  # noqa: NPY002 - foolbox draws from NumPy's global stream
@@ -54,8 +55,8 @@ class FoolboxAttack(Attack):
         finally:
             np.random.set_state(before)  # noqa: NPY002
         inside = self.threat.distance(found, problem.images) <= self.threat.eps
-        candidates = torch.where(inside[:, None, None, None], found.clamp(0, 1), problem.images)
-        return candidates, torch.full_like(problem.labels, counter.passes)
+        oracle.queries += counter.passes
+        return torch.where(inside[:, None, None, None], found.clamp(0, 1), problem.images)
 
     def _make(self, attacks: Any) -> Any:
         linf = self.threat.norm == "linf"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientPath", "GradientStep", "Model", "bpda", "eot", "exact", "transfer"]
+__all__ = ["GradientPath", "GradientStep", "Model", "bpda", "eot", "every_path", "exact", "transfer"]
 
 Model = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, classes)."""
@@ -124,3 +124,29 @@ def transfer(model: Model, source: Model) -> GradientPath:
         return GradientStep(logits, objective(logits), other(images, objective).gradient)
 
     return step
+
+
+def every_path(
+    model: Model, *, stage: Model, rest: Model, probe: Tensor, surrogates: Mapping[str, Model] | None = None
+) -> dict[str, GradientPath]:
+    """Every gradient path against ``model`` = rest(stage(x)), for the suite ``adaptive``, by name.
+
+    ``exact`` where a gradient arrives; ``straight through``: :func:`bpda` with the stage as the identity; :func:`bpda` with each
+    surrogate; ``transfer``: gradients of ``rest`` (the bare classifier).
+
+    Args:
+        model: the defence.
+        stage: its preprocessing.
+        rest: what comes behind it.
+        probe: a batch (n, C, H, W) on which it is tried whether a gradient arrives.
+        surrogates: differentiable stand-ins for the stage, by name.
+    """
+    paths: dict[str, GradientPath] = {}
+    try:
+        if bool(exact(model)(probe, lambda logits: logits.logsumexp(1)).gradient.any()):
+            paths["exact"] = exact(model)
+    except ValueError:  # the stage cuts the gradient off
+        pass
+    for name, surrogate in (surrogates or {}).items():
+        paths[name] = bpda(stage, rest, surrogate)
+    return {**paths, "straight through": bpda(stage, rest), "transfer": transfer(model, rest)}

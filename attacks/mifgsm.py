@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.best import BestIterate
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.iterates import BestIterate, climb
 from purify.attacks.objective import LossName, make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["MIFGSM"]
 
@@ -22,7 +23,7 @@ class MIFGSM(Attack):
     g_{t+1} = μ g_t + ∇L / ‖∇L‖₁,  x_{t+1} = Π( x_t + eps / T · d(g_{t+1}) ), d as in :class:`FGSM`, from x₀ = x.
 
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> MIFGSM(ThreatModel("linf", 0.1))(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0])).success
     tensor([True])
     """
@@ -36,28 +37,18 @@ class MIFGSM(Attack):
     """Broken images leave the batch at their first break."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.momentum < 0:
             raise ValueError(f"expected at least one step and a momentum of 0 or more, got {self.steps} and {self.momentum}")
         make_objective(self.loss)
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        objective = make_objective(self.loss)
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         best = BestIterate(problem, logits)
-        rows = best.standing(self.early_stop)
-        here = problem.rows(rows)
-        x, velocity = here.images, torch.zeros_like(here.images)
-        for k in range(self.steps + 1):
-            if len(rows) == 0:
-                break
-            step = gradient(x, lambda z, here=here: objective(z, here.labels, here.targets))  # type: ignore[misc]
-            broken = best.update(rows, x, step.logits, step.value, here)
-            if k == self.steps:
-                break
+        here = best.standing(self.early_stop)
+        here.velocity = torch.zeros_like(here.x)
+        for _, step in climb(here, best, oracle, make_objective(self.loss), self.steps, early_stop=self.early_stop):
             length = step.gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
-            velocity = self.momentum * velocity + step.gradient / length
-            x = self.threat.project(x + self.threat.eps / self.steps * self.threat.steepest(velocity), here.images)
-            if self.early_stop and bool(broken.any()):
-                rows, x, velocity, here = rows[~broken], x[~broken], velocity[~broken], here.rows(~broken)
-        return best.candidates, best.queries
+            here.velocity = self.momentum * here.velocity + step.gradient / length
+            moved = here.x + self.threat.eps / self.steps * self.threat.steepest(here.velocity)
+            here.x = self.threat.project(moved, here.images)
+        return best.candidates

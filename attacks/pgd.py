@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.best import BestIterate
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.iterates import BestIterate, climb
 from purify.attacks.objective import LossName, make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["PGD"]
 
@@ -24,7 +25,7 @@ class PGD(Attack):
     is not), rather than the last.
 
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> PGD(ThreatModel("l2", 0.1), steps=5)(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0])).success
     tensor([True])
     """
@@ -43,45 +44,20 @@ class PGD(Attack):
     another model (oblivious figures)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise ValueError(f"expected at least one step and one restart, got {self.steps} and {self.restarts}")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"expected a step size above 0, got {self.step_size}")
         make_objective(self.loss)
 
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        best = BestIterate(problem, logits)
-        for _ in range(self.restarts):
-            rows = best.standing(self.early_stop)
-            if len(rows) == 0:
-                break
-            self._descend(model, problem.rows(rows), rows, best, generator, gradient)
-        return best.candidates, best.queries
-
-    def _descend(
-        self,
-        model: Model,
-        here: Problem,
-        rows: Tensor,
-        best: BestIterate,
-        generator: torch.Generator,
-        gradient: GradientPath,
-    ) -> None:
-        """One restart on ``here``, the problem's ``rows``, which thin out as images fall."""
-        objective = make_objective(self.loss)
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        best, objective = BestIterate(problem, logits), make_objective(self.loss)
         step_size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
-        x = self.threat.random_point(here.images, generator) if self.random_start else here.images
-        for _ in range(self.steps):
-            step = gradient(x, lambda z, here=here: objective(z, here.labels, here.targets))  # type: ignore[misc]
-            broken = best.update(rows, x, step.logits, step.value, here)
-            x = self.threat.project(x + step_size * self.threat.steepest(step.gradient), here.images)
-            if self.early_stop and bool(broken.any()):
-                standing = (~broken).nonzero().flatten()
-                rows, x, here = rows[standing], x[standing], here.rows(standing)
-                if len(rows) == 0:
-                    return
-        with torch.no_grad():
-            logits = model(x).to(x.dtype)
-        best.update(rows, x, logits, objective(logits, here.labels, here.targets), here)
+        for _ in range(self.restarts):
+            here = best.standing(self.early_stop)
+            if self.random_start:
+                here.x = self.threat.random_point(here.images, generator)
+            for _, step in climb(here, best, oracle, objective, self.steps, early_stop=self.early_stop):
+                here.x = self.threat.project(here.x + step_size * self.threat.steepest(step.gradient), here.images)
+        return best.candidates

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.best import BestIterate
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.iterates import BestIterate, Standing, climb
 from purify.attacks.objective import LossName, make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["SPSA"]
 
 
 @dataclass(frozen=True)
 class SPSA(Attack):
-    """Simultaneous perturbation stochastic approximation with Adam (Uesato et al. 2018, algorithm 1; Spall 1992). No gradients.
+    """Simultaneous perturbation stochastic approximation with Adam (Uesato et al. 2018, algorithm 1; Spall 1992), L∞ and L2.
 
     ∇̂L = mean over v of ( L(x + δ v) − L(x − δ v) ) / (2 δ) · v with v ∈ {−1, 1}, followed by a step of Adam and a projection.
+    No gradients are used.
 
     >>> from purify.attacks import ThreatModel
-    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1)
+    >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
     >>> SPSA(ThreatModel("linf", 0.1), steps=20)(model, torch.full((1, 1, 1, 1), 0.55), torch.tensor([0])).success
     tensor([True])
     """
@@ -40,44 +42,29 @@ class SPSA(Attack):
     """Broken images leave the batch at their first break."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.samples < 2:
             raise ValueError(f"expected at least one step and two samples, got {self.steps} and {self.samples}")
         make_objective(self.loss)
 
-    @torch.no_grad()
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        objective = make_objective(self.loss)
-        best = BestIterate(problem, logits)
-        rows = best.standing(self.early_stop)
-        here = problem.rows(rows)
-        x, mean, square = here.images, torch.zeros_like(here.images), torch.zeros_like(here.images)
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        best, objective = BestIterate(problem, logits), make_objective(self.loss)
+        here = best.standing(self.early_stop)
+        here.mean, here.square = torch.zeros_like(here.x), torch.zeros_like(here.x)  # Adam's
+        for k, _ in climb(here, best, oracle, objective, self.steps, early_stop=self.early_stop, gradients=False):
+            estimate = self._estimate(here, oracle, generator)
+            here.mean = 0.9 * here.mean + 0.1 * estimate
+            here.square = 0.999 * here.square + 0.001 * estimate.square()
+            step = (here.mean / (1 - 0.9 ** (k + 1))) / ((here.square / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+            here.x = self.threat.project(here.x + self.learning_rate * step, here.images)
+        return best.candidates
 
-        def value(images: Tensor, part: Problem) -> Tensor:
-            return objective(model(images.clamp(0, 1)).to(images.dtype), part.labels, part.targets)
-
-        for k in range(self.steps + 1):
-            if len(rows) == 0:
-                break
-            answer = model(x).to(x.dtype)
-            broken = best.update(rows, x, answer, objective(answer, here.labels, here.targets), here)
-            if k == self.steps:
-                break
-            if self.early_stop and bool(broken.any()):
-                left = ~broken
-                rows, x, mean, square, here = rows[left], x[left], mean[left], square[left], here.rows(left)
-                if len(rows) == 0:
-                    break
-            estimate = torch.zeros_like(x)
-            for _ in range(self.samples // 2):
-                v = torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
-                slope = (value(x + self.radius * v, here) - value(x - self.radius * v, here)) / (2 * self.radius)
-                estimate += slope[:, None, None, None] * v
-            best.queries[rows] += 2 * (self.samples // 2)
-            estimate /= self.samples // 2
-            mean = 0.9 * mean + 0.1 * estimate
-            square = 0.999 * square + 0.001 * estimate.square()
-            step = (mean / (1 - 0.9 ** (k + 1))) / ((square / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
-            x = self.threat.project(x + self.learning_rate * step, here.images)
-        return best.candidates, best.queries
+    def _estimate(self, here: Standing, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        """∇̂L at ``here.x``, (n, C, H, W)."""
+        objective, estimate = make_objective(self.loss), torch.zeros_like(here.x)
+        for _ in range(self.samples // 2):
+            v = torch.randint(0, 2, here.x.shape, generator=generator, device=here.x.device).to(here.x.dtype) * 2 - 1
+            ends = [(here.x + sign * self.radius * v).clamp(0, 1) for sign in (1, -1)]
+            rises = [objective(oracle.logits(here, end), here.labels, here.aims) for end in ends]
+            estimate += ((rises[0] - rises[1]) / (2 * self.radius))[:, None, None, None] * v
+        return estimate / (self.samples // 2)

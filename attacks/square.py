@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purify.attacks.attack import Attack, Problem
-from purify.attacks.best import BestIterate
-from purify.attacks.gradient import GradientPath, Model
+from purify.attacks.attack import Attack
+from purify.attacks.iterates import BestIterate, climb
 from purify.attacks.objective import make_objective
+from purify.attacks.oracle import Oracle
+from purify.attacks.problem import Problem
 
 __all__ = ["Square"]
 
@@ -40,37 +41,26 @@ class Square(Attack):
     """Broken images leave the batch at their first break."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.queries < 1 or not 0 < self.covered <= 1:
             raise ValueError(f"expected at least one query and a share in (0, 1], got {self.queries} and {self.covered}")
 
     @torch.no_grad()
-    def _search(
-        self, model: Model, problem: Problem, logits: Tensor, generator: torch.Generator, gradient: GradientPath
-    ) -> tuple[Tensor, Tensor]:
-        objective = make_objective("margin")
-        best = BestIterate(problem, logits)
-        rows = best.standing(self.early_stop)
-        here = problem.rows(rows)
-        if len(rows) == 0:
-            return best.candidates, best.queries
-        propose = self._propose_linf if self.threat.norm == "linf" else self._propose_l2
-        x = self._stripes(here.images, generator) if self.threat.norm == "linf" else self._bumps(here.images, generator)
-        value = x.new_full((len(x),), float("-inf"))
-        candidate = x
-        for k in range(self.queries):
-            answer = model(candidate).to(x.dtype)
-            found = objective(answer, here.labels, here.targets)
-            broken = best.update(rows, candidate, answer, found, here)
-            better = (found > value) | broken
-            x = torch.where(better[:, None, None, None], candidate, x)
-            value = torch.where(better, found, value)
-            if self.early_stop and bool(broken.any()):
-                left = ~broken
-                rows, x, value, here = rows[left], x[left], value[left], here.rows(left)
-                if len(rows) == 0:
-                    break
-            candidate = propose(x, here.images, self._side(k, x), generator)
-        return best.candidates, best.queries
+    def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
+        best, margin = BestIterate(problem, logits), make_objective("margin")
+        here = best.standing(self.early_stop)
+        if len(here) == 0:
+            return best.candidates
+        linf = self.threat.norm == "linf"
+        propose = self._propose_linf if linf else self._propose_l2
+        here.x = self._stripes(here.images, generator) if linf else self._bumps(here.images, generator)
+        here.kept, here.value = here.x, here.x.new_full((len(here),), float("-inf"))
+        for k, step in climb(here, best, oracle, margin, self.queries - 1, early_stop=self.early_stop, gradients=False):
+            better = step.value > here.value
+            here.kept = torch.where(better[:, None, None, None], here.x, here.kept)
+            here.value = torch.where(better, step.value, here.value)
+            here.x = propose(here.kept, here.images, self._side(k, here.x), generator)
+        return best.candidates
 
     def _side(self, k: int, x: Tensor) -> int:
         """Side of the square at query ``k``, in pixels."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +14,14 @@ from purify.attacks.apgd import APGD, TargetedAPGD
 from purify.attacks.attack import Attack
 from purify.attacks.fmn import FMN
 from purify.attacks.gradient import GradientPath, Model, eot, exact
+from purify.attacks.memory import batch_size_from_memory
 from purify.attacks.pgd import PGD
+from purify.attacks.precision import Precision, steps_in_bfloat16
 from purify.attacks.result import margin
 from purify.attacks.square import Square
 from purify.attacks.threat import ThreatModel
 
-__all__ = ["SUITES", "Entry", "SuiteResult", "make_suite", "run_suite"]
+__all__ = ["SUITES", "Entry", "Stage", "Suite", "SuiteResult", "make_suite", "run_suite"]
 
 
 @dataclass(frozen=True)
@@ -26,44 +30,112 @@ class Entry:
 
     name: str
     attack: Attack
-    draws: int = 1
-    """Draws of a random defence over which gradients are averaged (EOT)."""
     every_path: bool = True
-    """Run along every gradient path that is given, not along the first alone. False for attacks that use no gradient."""
+    """Run along every gradient path that is given. False for attacks that use no gradient: once."""
 
 
-def _fast(threat: ThreatModel) -> list[Entry]:
-    return [Entry("PGD-20", PGD(threat, steps=20))]
+@dataclass(frozen=True)
+class Suite:
+    """A named list of attacks. ``print(suite)`` shows them with their settings; ``suite.with_entries(Entry(…))`` has more."""
+
+    name: str
+    description: str
+    entries: tuple[Entry, ...]
+    draws: int = 1
+    """Of a random defence: gradients are averaged over so many draws (EOT), and verdicts are taken over as many fresh ones."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.description}"]
+        if self.draws > 1:
+            lines.append(f"  gradients over {self.draws} draws, verdicts over {self.draws} fresh ones")
+        return "\n".join(lines + [f"  {entry.name}: {entry.attack}" for entry in self.entries])
+
+    def with_entries(self, *entries: Entry) -> Suite:
+        """The same with more attacks at the end."""
+        return dataclasses.replace(self, entries=self.entries + entries)
 
 
-def _standard(threat: ThreatModel) -> list[Entry]:
-    return [
-        Entry("APGD-CE", APGD(threat, steps=100)),
-        Entry("APGD-T", TargetedAPGD(threat, steps=100)),
-        Entry("FMN", FMN(threat, steps=100, stop_inside=True)),
-        Entry("Square", Square(threat, queries=5000), every_path=False),
-    ]
+def _fast(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
+    return (Entry("PGD-20", PGD(threat, steps=20, early_stop=draws == 1)),)
 
 
-def _random(threat: ThreatModel) -> list[Entry]:
-    return [
-        Entry("APGD-CE, EOT 20", APGD(threat, steps=100, early_stop=False), draws=20),
-        Entry("APGD-DLR, EOT 20", APGD(threat, steps=100, loss="dlr", early_stop=False), draws=20),
-    ]
+def _standard(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
+    if threat.norm == "l1":
+        return (Entry("APGD-CE", APGD(threat, restarts=5)), Entry("APGD-T", TargetedAPGD(threat, classes=5)))
+    return (
+        Entry("APGD-CE", APGD(threat)),
+        Entry("APGD-T", TargetedAPGD(threat)),
+        Entry("FMN", FMN(threat, stop_inside=True)),
+        Entry("Square", Square(threat), every_path=False),
+    )
 
 
-SUITES: dict[str, tuple[str, Callable[[ThreatModel], list[Entry]]]] = {
-    "fast": ("PGD with 20 steps: a first look, not an evaluation", _fast),
-    "standard": ("APGD-CE, targeted APGD-DLR (9 classes), FMN, Square: the exact gradient only", _standard),
-    "random": ("for random defences: APGD on CE and DLR, gradients over 20 draws, verdict over 20 fresh ones", _random),
-    "adaptive": ("standard, along every gradient path that the defence leaves open", _standard),
+def _random(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
+    return (
+        Entry("APGD-CE", APGD(threat, early_stop=False)),
+        Entry("APGD-DLR", APGD(threat, loss="dlr", early_stop=False)),
+    )
+
+
+def _adaptive(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
+    return _standard(threat, draws) if draws == 1 else _random(threat, draws)
+
+
+SUITES: dict[str, tuple[str, Callable[[ThreatModel, int], tuple[Entry, ...]]]] = {
+    "fast": ("a first look, not an evaluation", _fast),
+    "standard": ("for deterministic models: APGD-CE, targeted APGD-DLR, FMN, Square; L1: the first two", _standard),
+    "random": ("for random defences: APGD on CE and DLR", _random),
+    "adaptive": (
+        "standard (random, if there is more than one draw) along every gradient path, worst case for each image",
+        _adaptive,
+    ),
 }
 """Description and entries of each suite."""
 
 
+def make_suite(name: str, threat: ThreatModel, *, draws: int | None = None) -> Suite:
+    """The attacks of a suite, for printing, changing and running.
+
+    Args:
+        name: one of ``SUITES``.
+        threat: the ball.
+        draws: of a random defence; None: 20 for ``random``, else 1.
+
+    Raises:
+        ValueError: unknown name, fewer draws than one, or more than one draw with ``standard``.
+
+    >>> print(make_suite("fast", ThreatModel("linf", 8 / 255)))
+    fast: a first look, not an evaluation
+      PGD-20: PGD(threat=ThreatModel(norm='linf', eps=0.03137...), steps=20, ...)
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    draws = (20 if name == "random" else 1) if draws is None else draws
+    if draws < 1:
+        raise ValueError(f"expected at least one draw, got {draws}")
+    if name == "standard" and draws > 1:
+        raise ValueError(
+            "the suite 'standard' is for deterministic models; for random ones use 'random', or 'adaptive' with draws"
+        )
+    description, build = SUITES[name]
+    return Suite(name, description, build(threat, draws), draws)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one attack did along one path."""
+
+    name: str
+    attacked: int
+    """Images still standing before."""
+    broken: int
+    """Of these, fallen: misclassified in every draw."""
+    seconds: float
+
+
 @dataclass(frozen=True)
 class SuiteResult:
-    """What a suite found; one row an image."""
+    """What a suite found; one row an image. ``print(result)`` shows the stages."""
 
     robust: Tensor
     """(N,), share of draws in which the image is classified rightly after all attacks: 0 or 1 for a deterministic model."""
@@ -75,106 +147,144 @@ class SuiteResult:
     """(N,): the lowest margin found."""
     queries: Tensor
     """int64 (N,)."""
+    stages: list[Stage]
+    batch_size: int
+    """Images attacked at once."""
+    bfloat16: bool
+    """Whether gradient steps were taken under autocast."""
 
-
-def make_suite(name: str, threat: ThreatModel) -> list[Entry]:
-    """The attacks of a suite, for printing, changing and running.
-
-    Raises:
-        ValueError: unknown name.
-
-    >>> [entry.name for entry in make_suite("standard", ThreatModel("linf", 8 / 255))]
-    ['APGD-CE', 'APGD-T', 'FMN', 'Square']
-    """
-    if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
-    return SUITES[name][1](threat)
+    def __str__(self) -> str:
+        standing = len(self.robust) - self.broken_by.count("clean")
+        lines = [f"{'clean':40} {standing:6} of {len(self.robust)} stand"]
+        for stage in self.stages:
+            standing = stage.attacked - stage.broken
+            lines.append(f"{stage.name:40} {standing:6} of {stage.attacked} stand {stage.seconds:8.1f} s")
+        return "\n".join([*lines, f"robust accuracy {100 * float(self.robust.mean()):.1f} %"])
 
 
 def run_suite(
-    entries: Sequence[Entry],
+    suite: Suite,
     model: Model,
     images: Tensor,
     labels: Tensor,
     *,
     paths: Mapping[str, GradientPath] | None = None,
-    batch_size: int = 256,
-    verdict_draws: int = 1,
+    batch_size: int | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SuiteResult:
     """Run every attack on the images that are still standing; the worst counts for each image.
 
     Args:
-        entries: from :func:`make_suite`, or a list of one's own.
-        model: the defence, by which everything is scored.
+        suite: from :func:`make_suite`.
+        model: the defence, by which everything is scored. ``torch.compile(model, dynamic=True)`` is one, too.
         images: (N, C, H, W) in [0, 1].
         labels: (N,).
-        paths: gradient paths by name; None: the exact gradient.
-        batch_size: images attacked at once.
-        verdict_draws: for a random defence, the number of fresh draws over which each image's verdict is averaged; then no image
-            leaves early, since one unlucky draw is not a break.
+        paths: gradient paths by name (``purify.attacks.every_path``); None: the exact gradient alone.
+        batch_size: images attacked at once; None: from memory (:mod:`purify.attacks.memory`), 256 at most. Random starts depend
+            on it: it is part of the result.
+        precision: see :class:`Attack`; with more than one draw always float32.
         seed: of all randomness of the attacks.
-        progress: called with the attack's name, the images done and those still standing.
+        progress: called with the stage's name, the images it has done, and how many it has in all.
 
     Raises:
-        TypeError, ValueError: see :class:`Attack`.
+        TypeError, ValueError: see :class:`Attack`; or the model is random and the suite is for deterministic ones.
     """
-    parts = []
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        parts.append(_run_batch(entries, model, images[rows], labels[rows], paths, verdict_draws, seed + start, progress))
-    return SuiteResult(
-        robust=torch.cat([part.robust for part in parts]),
-        broken_by=[name for part in parts for name in part.broken_by],
-        adversarial=torch.cat([part.adversarial for part in parts]),
-        margin=torch.cat([part.margin for part in parts]),
-        queries=torch.cat([part.queries for part in parts]),
-    )
-
-
-def _run_batch(
-    entries: Sequence[Entry],
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    paths: Mapping[str, GradientPath] | None,
-    draws: int,
-    seed: int,
-    progress: Callable[[str, int, int], None] | None,
-) -> SuiteResult:
-    right, lowest = _verdict(model, images, labels, draws)
-    worst = images.clone()
-    queries = torch.full_like(labels, draws)
-    broken_by = ["" if share > 0 else "clean" for share in right.tolist()]
-    for entry in entries:
-        chosen = list((paths or {"exact": exact(model)}).items())
+    run = _Run(suite, model, images, labels, batch_size or batch_size_from_memory(model, images), precision)
+    chosen = list((paths or {"exact": exact(model)}).items())
+    for entry in suite.entries:
         for path_name, path in chosen if entry.every_path else chosen[:1]:
-            rows = (right > 0).nonzero().flatten()
-            if len(rows) == 0:
-                break
             name = f"{entry.name}, {path_name}" if entry.every_path and len(chosen) > 1 else entry.name
-            generator = torch.Generator(device=images.device).manual_seed(seed)
-            gradient = path if entry.draws == 1 else eot(path, entry.draws)
-            result = entry.attack(model, images[rows], labels[rows], generator=generator, gradient=gradient)
-            share, margins = _verdict(model, result.adversarial, labels[rows], draws)
-            queries[rows] += result.queries + draws
-            better = (share < right[rows]) | ((share == right[rows]) & (margins < lowest[rows]))
-            changed = rows[better]
-            right[changed], lowest[changed], worst[changed] = share[better], margins[better], result.adversarial[better]
-            for row in rows[share <= 0].tolist():
-                broken_by[row] = name
+            run.stage(name, entry.attack, path, seed * 1_000_003 + len(run.stages) * 1009, progress)
+    return run.result()
+
+
+class _Run:
+    """The state of one run: for each image the share of draws in which it stands, the lowest margin, and where that was found."""
+
+    def __init__(self, suite: Suite, model: Model, images: Tensor, labels: Tensor, batch_size: int, precision: Precision) -> None:
+        self.model, self.images, self.labels, self.draws, self.batch_size = model, images, labels, suite.draws, batch_size
+        self.bfloat16 = suite.draws == 1 and steps_in_bfloat16(precision, model, images)
+        if suite.draws == 1 and len(images):
+            self._check_deterministic(images[: min(batch_size, 8)])
+        self.classes = 0
+        self.right, self.lowest = self._verdict(images, labels)
+        self.worst = images.clone()
+        self.queries = torch.full_like(labels, self.draws)
+        self.broken_by = ["" if share > 0 else "clean" for share in self.right.tolist()]
+        self.stages: list[Stage] = []
+
+    def stage(
+        self, name: str, attack: Attack, path: GradientPath, seed: int, progress: Callable[[str, int, int], None] | None
+    ) -> None:
+        """One attack along one path, on all that stand."""
+        attack = _suited(attack, self.classes)
+        standing, started, broken = (self.right > 0).nonzero().flatten(), time.perf_counter(), 0
+        for done, rows in _batches(standing, self.batch_size):
             if progress is not None:
-                progress(name, len(images), int((right > 0).sum()))
-    return SuiteResult(right, broken_by, worst, lowest, queries)
+                progress(name, done, len(standing))
+            broken += self._attack(name, attack, path, rows, seed + done)
+        if progress is not None and len(standing):
+            progress(name, len(standing), len(standing))
+        self.stages.append(Stage(name, len(standing), broken, time.perf_counter() - started))
+
+    def _attack(self, name: str, attack: Attack, path: GradientPath, rows: Tensor, seed: int) -> int:
+        generator = torch.Generator(device=self.images.device).manual_seed(seed)
+        labels = self.labels[rows]
+        result = attack(
+            self.model,
+            self.images[rows],
+            labels,
+            generator=generator,
+            gradient=path if self.draws == 1 else eot(path, self.draws),
+            precision="bfloat16" if self.bfloat16 else "float32",
+        )
+        share, margins = self._verdict(result.adversarial, labels)
+        self.queries[rows] += result.queries + self.draws
+        better = (share < self.right[rows]) | ((share == self.right[rows]) & (margins < self.lowest[rows]))
+        changed = rows[better]
+        self.right[changed], self.lowest[changed] = share[better], margins[better]
+        self.worst[changed] = result.adversarial[better]
+        for row in rows[share <= 0].tolist():
+            self.broken_by[row] = name
+        return int((share <= 0).sum())
+
+    def result(self) -> SuiteResult:
+        """With several draws the shares are taken anew: the lowest of several noisy shares would be too low."""
+        right, lowest = self._verdict(self.worst, self.labels) if self.draws > 1 else (self.right, self.lowest)
+        return SuiteResult(right, self.broken_by, self.worst, lowest, self.queries, self.stages, self.batch_size, self.bfloat16)
+
+    @torch.no_grad()
+    def _verdict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of draws in which each image is classified rightly, and its mean margin: (n,) and (n,)."""
+        right, margins = images.new_zeros(len(images)), images.new_zeros(len(images))
+        for _, rows in _batches(torch.arange(len(images), device=images.device), self.batch_size):
+            for _ in range(self.draws):
+                logits = self.model(images[rows]).to(images.dtype)
+                self.classes = logits.shape[1]
+                right[rows] += (logits.argmax(1) == labels[rows]).to(right.dtype)
+                margins[rows] += margin(logits, labels[rows])
+        return right / self.draws, margins / self.draws
+
+    @torch.no_grad()
+    def _check_deterministic(self, images: Tensor) -> None:
+        first, second = self.model(images), self.model(images)
+        if bool((first - second).abs().max() > 1e-3 * first.abs().max()):
+            raise ValueError(
+                "the model gives other logits for the same images at each pass: one draw's verdict means nothing. Use the suite "
+                "'random', or make_suite('adaptive', threat, draws=20)"
+            )
 
 
-@torch.no_grad()
-def _verdict(model: Model, images: Tensor, labels: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Share of draws in which each image is classified rightly, and its mean margin: (N,) and (N,)."""
-    right, margins = images.new_zeros(len(images)), images.new_zeros(len(images))
-    for _ in range(draws):
-        logits = model(images).to(images.dtype)
-        right += logits.argmax(1) == labels
-        margins += margin(logits, labels)
-    return right / draws, margins / draws
+def _suited(attack: Attack, classes: int) -> Attack:
+    """The margin in the place of a DLR loss that so few classes do not have."""
+    if isinstance(attack, APGD) and attack.loss == "dlr" and classes < (4 if isinstance(attack, TargetedAPGD) else 3):
+        return dataclasses.replace(attack, loss="margin")
+    return attack
+
+
+def _batches(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of ``rows``, each with the number of rows before it."""
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size]

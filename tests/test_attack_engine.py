@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from purify.attacks import (
     PGD,
     SPSA,
     Attack,
+    AutoAttack,
     FoolboxAttack,
     RandomSearch,
     Square,
@@ -22,14 +24,12 @@ from purify.attacks import (
     ThreatModel,
     eot,
     exact,
-    make_suite,
-    run_suite,
     transfer,
 )
 from purify.attacks.apgd import checkpoints
 from purify.attacks.result import margin
 
-LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
+LINF, L2, L1 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6), ThreatModel("l1", 3.0)
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ ATTACKS: list[Attack] = [
     APGD(L2, steps=20, loss="dlr", restarts=2),
     TargetedAPGD(LINF, steps=10, classes=3),
     TargetedAPGD(L2, steps=10, classes=3),
+    APGD(L1, steps=30),
+    TargetedAPGD(L1, steps=30, classes=3),
     MIFGSM(LINF),
     MIFGSM(L2),
     FMN(LINF, steps=40),
@@ -55,6 +57,7 @@ ATTACKS: list[Attack] = [
     SPSA(L2, steps=10, samples=16),
     RandomSearch(LINF, draws=20),
     RandomSearch(L2, draws=20),
+    RandomSearch(L1, draws=20),
     FoolboxAttack(LINF, name="deepfool"),
     FoolboxAttack(L2, name="ddn", steps=20),
 ]
@@ -87,6 +90,43 @@ def test_apgd_reaches_a_higher_loss_than_pgd(threat: ThreatModel, victim: nn.Mod
         with torch.no_grad():
             losses.append(nn.functional.cross_entropy(victim(attack(victim, x, y).adversarial), y, reduction="none"))
     assert float((losses[0] >= losses[1] - 1e-3).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
+def test_apgd_breaks_what_pyautoattacks_breaks(
+    threat: ThreatModel, targeted: bool, victim: nn.Module, right: tuple[Tensor, Tensor]
+) -> None:
+    """Both from random starts, in half of the usual ball, so that neither breaks nothing or everything."""
+    x, y = right
+    half = ThreatModel(threat.norm, threat.eps / 2)
+    theirs = AutoAttack(half, attacks=("apgd-t" if targeted else "apgd-ce",))(victim, x, y)
+    ours = (TargetedAPGD if targeted else APGD)(half)(victim, x, y)
+    assert 0.05 < theirs.success.float().mean() < 0.95
+    assert abs(int(ours.success.sum()) - int(theirs.success.sum())) <= 2
+    half.verify(theirs.adversarial, x)
+
+
+def test_pyautoattack_behind_the_same_call(
+    toy: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = digits
+    x = x[:20]
+    with torch.no_grad():
+        y = toy(x).argmax(1)
+    state = torch.get_rng_state()
+    attack = AutoAttack(ThreatModel("linf", 0.05), attacks=("apgd-ce",))
+    result = attack(toy, x, y)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(result.adversarial, attack(toy, x, y).adversarial)
+    assert (result.queries > 100).all()
+    with pytest.raises(ValueError, match="untargeted only"):
+        attack(toy, x, y, targets=(y + 1) % 10)
+    with pytest.raises(ValueError, match="unknown version 'best'"):
+        AutoAttack(LINF, version="best")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ImportError, match=r"purify-defense\[autoattack\]"):
+        attack(toy, x, y)
 
 
 def test_checkpoints_of_the_paper() -> None:
@@ -140,46 +180,3 @@ def test_transfer_and_eot(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None
     assert spread[1] < 0.4 * spread[0]
     with pytest.raises(ValueError, match="at least one draw"):
         eot(exact(noisy), 0)
-
-
-# ---- planted fakes
-
-
-def quantise(images: Tensor) -> Tensor:
-    return (images * 8).round() / 8
-
-
-@pytest.mark.parametrize("fake", ["detach", "quantise"])
-def test_planted_fakes_fall(fake: str, toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    from purify.attacks import bpda
-
-    x, _ = digits
-    stage = quantise if fake == "quantise" else Tensor.detach
-
-    def defended(images: Tensor) -> Tensor:
-        logits: Tensor = toy(stage(images))
-        return logits
-
-    with torch.no_grad():
-        y = defended(x).argmax(1)
-    paths = {"straight through": bpda(stage, toy), "transfer": transfer(defended, toy)}
-    fallen = run_suite(make_suite("fast", LINF), defended, x, y, paths=paths).robust
-    bare = run_suite(make_suite("fast", LINF), toy, x, y).robust
-    assert fallen.mean() <= bare.mean() + 0.02
-
-
-def test_random_defence_is_scored_by_expectation(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    x, _ = digits
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        y = toy(x).argmax(1)
-        scale = toy(x).std()
-
-    def noisy(images: Tensor) -> Tensor:
-        logits: Tensor = toy(images)
-        return logits + scale * torch.randn(logits.shape, generator=generator)
-
-    found = run_suite([], noisy, x, y, verdict_draws=20).robust.mean()
-    with torch.no_grad():
-        truth = torch.stack([(noisy(x).argmax(1) == y).float().mean() for _ in range(200)]).mean()
-    assert abs(float(found - truth)) < 0.02

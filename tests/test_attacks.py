@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from purify.attacks import FGSM, PGD, Attack, ThreatModel, bpda, exact
-from purify.attacks.attack import Problem
+from purify.attacks import APGD, FGSM, PGD, Attack, ThreatModel, bpda, exact
 from purify.attacks.objective import make_objective
+from purify.attacks.problem import Problem
 from purify.attacks.result import margin
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import foolbox
 
-LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
+LINF, L2, L1 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6), ThreatModel("l1", 3.0)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def right(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Ten
 # ---- threat models
 
 
-@given(norm=st.sampled_from(["linf", "l2"]), eps=st.floats(0, 1), seed=st.integers(0, 99))
+@given(norm=st.sampled_from(["linf", "l2", "l1"]), eps=st.floats(0, 1), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_projection_and_random_points_stay_inside(norm: Any, eps: float, seed: int) -> None:
     threat, generator = ThreatModel(norm, eps), torch.Generator().manual_seed(seed)
@@ -48,20 +48,47 @@ def test_projection_and_random_points_stay_inside(norm: Any, eps: float, seed: i
     assert (threat.distance(inside, x) <= threat.distance(far, x) + 1e-6).all()
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@given(eps=st.floats(0, 12), spread=st.floats(0.01, 3), seed=st.integers(0, 999))
+@settings(max_examples=80, deadline=None)
+def test_l1_projection_is_the_nearest_point(eps: float, spread: float, seed: int) -> None:
+    """Against pyautoattack's, and against bisection for the threshold in float64."""
+    from pyautoattack.autopgd_base import L1_projection
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 2, 3, 5, generator=generator)
+    x[0] = x[0].round()  # values at the ends of the box
+    far = x + spread * torch.randn(x.shape, generator=generator)
+    found = ThreatModel("l1", eps).project(far, x)
+    low, high = torch.zeros(4, 1, 1, 1, dtype=torch.float64), torch.full((4, 1, 1, 1), 20.0, dtype=torch.float64)
+    change = far.double() - x.double()
+
+    def at(threshold: Tensor) -> Tensor:
+        return (x.double() + change.sign() * (change.abs() - threshold).clamp_min(0)).clamp(0, 1) - x.double()
+
+    for _ in range(60):
+        middle = (low + high) / 2
+        outside = at(middle).abs().sum((1, 2, 3), keepdim=True) > eps
+        low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+    assert torch.allclose(found.double() - x.double(), at(high), atol=2e-6)
+    theirs = far + L1_projection(x, far - x, eps)
+    assert float((far - found).norm()) <= float((far - theirs).norm()) + 1e-4
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_steepest_direction_has_unit_norm(threat: ThreatModel) -> None:
     direction = threat.steepest(torch.randn(4, 3, 5, 5))
     assert torch.allclose(threat.distance(direction, torch.zeros_like(direction)), torch.ones(4), atol=1e-6)
 
 
-def test_uniform_draws_fill_the_l2_ball() -> None:
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_uniform_draws_fill_the_ball(norm: Any) -> None:
     """In d dimensions the share of draws within r·eps is r to the power d."""
-    threat, middle = ThreatModel("l2", 0.4), torch.full((4000, 1, 2, 2), 0.5)
+    threat, middle = ThreatModel(norm, 0.4), torch.full((4000, 1, 2, 2), 0.5)
     distance = threat.distance(threat.random_point(middle, torch.Generator().manual_seed(0)), middle)
     assert abs(float((distance < 0.8 * 0.4).float().mean()) - 0.8**4) < 0.03
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_leaving_the_ball_raises(threat: ThreatModel) -> None:
     x = torch.full((2, 1, 8, 8), 0.5)
     for bad in (x + 0.2, x + float("nan")):
@@ -71,8 +98,10 @@ def test_leaving_the_ball_raises(threat: ThreatModel) -> None:
         ThreatModel("linf", 1).verify(x + 0.6, x)
 
     class Cheat(FGSM):
-        def _search(self, *_: Any) -> tuple[Tensor, Tensor]:
-            return x + 0.3, torch.zeros(2, dtype=torch.long)
+        norms = ("linf", "l2", "l1")
+
+        def _search(self, *_: Any) -> Tensor:
+            return x + 0.3
 
     with pytest.raises(RuntimeError, match="outside"):
         Cheat(threat)(lambda z: z.flatten(1), x, torch.tensor([0, 1]))
@@ -84,7 +113,7 @@ def test_leaving_the_ball_raises(threat: ThreatModel) -> None:
         ("linf", -0.1, "eps of 0 or more, got -0.1"),
         ("linf", 8, "at most 1.*got 8; write 8 / 255"),
         ("l2", float("nan"), "got nan"),
-        ("l1.5", 0.1, "unknown norm 'l1.5'; known: linf, l2"),
+        ("l1.5", 0.1, "unknown norm 'l1.5'; known: linf, l2, l1"),
     ],
 )
 def test_bad_threat(norm: Any, eps: float, says: str) -> None:
@@ -225,7 +254,7 @@ def test_broken_images_leave_the_batch(victim: nn.Module, right: tuple[Tensor, T
         logits: Tensor = victim(images)
         return logits
 
-    result = PGD(LINF, steps=20)(counting, x, y)
+    result = PGD(LINF, steps=20)(counting, x, y, precision="float32")
     assert result.success.float().mean() > 0.5
     inside = sizes[1:-1]  # without the check of the clean images and the final scoring
     assert inside == sorted(inside, reverse=True)
@@ -272,8 +301,9 @@ def test_restarts_only_help(victim: nn.Module, right: tuple[Tensor, Tensor]) -> 
 
 def test_eps_zero_returns_the_images(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
-    for norm in ("linf", "l2"):
-        result = PGD(ThreatModel(norm, 0.0), steps=2)(toy, x, y)  # type: ignore[arg-type]
+    for norm in ("linf", "l2", "l1"):
+        threat = ThreatModel(norm, 0.0)  # type: ignore[arg-type]
+        result = (APGD if norm == "l1" else PGD)(threat, steps=4)(toy, x, y)
         assert torch.equal(result.adversarial, x)
         assert (result.distance == 0).all()
 
@@ -349,15 +379,30 @@ def test_bad_input(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
         attack(lambda images: images.flatten(1)[:, :1], x, torch.zeros_like(y))
     with pytest.raises(ValueError, match=r"logits \(120, classes\), got \(120, 1, 8, 8\)"):
         attack(lambda images: images, x, y)
+    with pytest.raises(ValueError, match="the model gives probabilities.*give the logits"):
+        attack(lambda images: toy(images).softmax(1), x, y)
+    attack(lambda images: toy(images).log_softmax(1), x, y)
+    with pytest.raises(ValueError, match="FGSM is made for linf and l2, got L1 3"):
+        FGSM(L1)
     with pytest.raises(ValueError, match="at least one step"):
         PGD(LINF, steps=0)
     with pytest.raises(ValueError, match="step size above 0"):
         PGD(LINF, step_size=-1.0)
 
 
-def test_problem_rows() -> None:
+def test_a_model_in_training_mode_is_named(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.warns(UserWarning, match="in training mode.*call model.eval"):
+        FGSM(LINF)(toy.train(), *digits)
+
+
+def test_labels_on_another_device(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match="device"):
+        FGSM(LINF)(toy, digits[0], digits[1].to("meta"))
+
+
+def test_problem_part() -> None:
     problem = Problem(torch.rand(4, 1, 2, 2), torch.arange(4), torch.arange(4) + 1)
-    rows = problem.rows(torch.tensor([2, 0]))
+    rows = problem.part(torch.tensor([2, 0]))
     assert rows.labels.tolist() == [2, 0]
     assert rows.targets is not None
     assert rows.targets.tolist() == [3, 1]

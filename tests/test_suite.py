@@ -1,0 +1,190 @@
+"""Suites, gradient paths and planted fakes: what is attacked along every path falls as if it were undefended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import APGD, AutoAttack, Entry, RandomSearch, ThreatModel, every_path, make_suite, run_suite
+from purify.attacks.suite import SUITES
+
+LINF = ThreatModel("linf", 0.1)
+SMALL = ThreatModel("linf", 0.04)
+"""Breaks some of the toy's images."""
+
+
+@pytest.fixture
+def batch(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sixty digits with the labels that the toy gives them."""
+    x = digits[0][:60]
+    with torch.no_grad():
+        return x, toy(x).argmax(1)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_can_be_printed_and_extended(name: str) -> None:
+    suite = make_suite(name, LINF)
+    assert str(suite).startswith(f"{name}: ")
+    assert all(entry.name in str(suite) and str(entry.attack) in str(suite) for entry in suite.entries)
+    longer = suite.with_entries(Entry("noise", RandomSearch(LINF), every_path=False))
+    assert [entry.name for entry in longer.entries] == [entry.name for entry in suite.entries] + ["noise"]
+    assert "autoattack" not in str(suite).lower()
+
+
+def test_settings_are_autoattacks_where_they_overlap() -> None:
+    ce, targeted, _, square = (entry.attack for entry in make_suite("standard", LINF).entries)
+    assert (ce.steps, ce.restarts, ce.loss) == (100, 1, "ce")  # type: ignore[attr-defined]
+    assert (targeted.steps, targeted.classes, targeted.loss) == (100, 9, "dlr")  # type: ignore[attr-defined]
+    assert (square.queries, square.covered) == (5000, 0.8)  # type: ignore[attr-defined]
+    ce, targeted = (entry.attack for entry in make_suite("standard", ThreatModel("l1", 12)).entries)
+    assert (ce.restarts, targeted.classes) == (5, 5)  # type: ignore[attr-defined]
+    assert make_suite("random", LINF).draws == 20
+
+
+def test_bad_suites() -> None:
+    with pytest.raises(ValueError, match="unknown suite 'hard'; known: fast, standard, random, adaptive"):
+        make_suite("hard", LINF)
+    with pytest.raises(ValueError, match="'standard' is for deterministic models"):
+        make_suite("standard", LINF, draws=20)
+    with pytest.raises(ValueError, match="at least one draw, got 0"):
+        make_suite("random", LINF, draws=0)
+
+
+def test_standard_agrees_with_pyautoattack(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    ours = run_suite(make_suite("standard", SMALL), toy, x, y)
+    theirs = AutoAttack(SMALL)(toy, x, y)
+    assert 0.1 < float(ours.robust.mean()) < 0.9
+    assert abs(float(ours.robust.sum()) - float((~theirs.success).sum())) <= 1
+
+
+def test_a_result_is_true(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    seen: list[tuple[str, int, int]] = []
+    suite = make_suite("standard", SMALL)
+    result = run_suite(suite, toy, x, y, batch_size=16, progress=lambda *now: seen.append(now))
+    SMALL.verify(result.adversarial, x)
+    with torch.no_grad():
+        wrong = toy(result.adversarial).argmax(1) != y
+    assert torch.equal(wrong, result.robust == 0)
+    assert torch.equal(wrong, result.margin <= 0)
+    assert [bool(name) for name in result.broken_by] == wrong.tolist()
+    assert [stage.name for stage in result.stages] == [entry.name for entry in suite.entries]
+    standing = len(x)
+    for stage in result.stages:
+        assert stage.attacked == standing
+        standing -= stage.broken
+    assert standing == int(result.robust.sum())
+    assert f"robust accuracy {100 * float(result.robust.mean()):.1f} %" in str(result)
+    assert {name for name, _, _ in seen} == set(result.broken_by) - {""} | {
+        stage.name for stage in result.stages if stage.attacked
+    }
+    again = run_suite(suite, toy, x, y, batch_size=16)
+    assert torch.equal(again.adversarial, result.adversarial)
+
+
+def test_survivors_are_gathered_into_full_batches(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    sizes: list[int] = []
+
+    class Noting(RandomSearch):
+        def __call__(self, model: Callable[[Tensor], Tensor], images: Tensor, *rest: object, **more: object) -> object:  # type: ignore[override]
+            sizes.append(len(images))
+            return super().__call__(model, images, *rest, **more)  # type: ignore[arg-type]
+
+    suite = make_suite("fast", SMALL).with_entries(Entry("noting", Noting(SMALL, draws=2)))
+    result = run_suite(suite, toy, x, y, batch_size=8)
+    assert sizes[:-1] == [8] * (len(sizes) - 1)
+    assert sum(sizes) == result.stages[1].attacked < 60
+
+
+def test_few_classes_get_the_margin_in_place_of_dlr(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, _ = batch
+
+    def binary(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits[:, :2]
+
+    with torch.no_grad():
+        y = binary(x).argmax(1)
+    short = dataclasses.replace(make_suite("standard", SMALL), entries=make_suite("standard", SMALL).entries[:2])
+    assert run_suite(short, binary, x, y).robust.mean() < 0.9
+    assert run_suite(make_suite("random", SMALL, draws=2), binary, x, y).robust.mean() < 0.9
+
+
+# ---- planted fakes
+
+
+def quantise(images: Tensor) -> Tensor:
+    return (images * 8).round() / 8
+
+
+@pytest.mark.parametrize("fake", ["detach", "quantise"])
+def test_planted_fakes_fall(fake: str, toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    stage: Callable[[Tensor], Tensor] = quantise if fake == "quantise" else Tensor.detach
+    x, _ = batch
+
+    def defended(images: Tensor) -> Tensor:
+        logits: Tensor = toy(stage(images))
+        return logits
+
+    with torch.no_grad():
+        y = defended(x).argmax(1)
+    paths = every_path(defended, stage=stage, rest=toy, probe=x[:2])
+    assert "exact" not in paths
+    fallen = run_suite(make_suite("adaptive", LINF), defended, x, y, paths=paths).robust
+    bare = run_suite(make_suite("standard", LINF), toy, x, y).robust
+    assert float(fallen.mean()) <= float(bare.mean()) + 0.02
+
+
+def test_extreme_softmax_temperature_falls_to_standard(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Logits a million times as large: cross-entropy's gradient is exactly zero, that of DLR is not."""
+    x, y = batch
+
+    def sharp(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return 1e6 * logits
+
+    masked = run_suite(make_suite("fast", SMALL), sharp, x, y).robust
+    fallen = run_suite(make_suite("standard", SMALL), sharp, x, y).robust
+    bare = run_suite(make_suite("standard", SMALL), toy, x, y).robust
+    assert float(masked.mean()) > float(bare.mean()) + 0.1
+    assert float(fallen.mean()) <= float(bare.mean()) + 0.02
+
+
+# ---- random defences
+
+
+def test_random_defences_need_draws(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    noisy, _ = noisy_logits(toy, batch[0])
+    with pytest.raises(ValueError, match="other logits for the same images at each pass"):
+        run_suite(make_suite("fast", SMALL), noisy, *batch)
+
+
+def test_a_random_defence_is_scored_by_expectation(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    noisy, _ = noisy_logits(toy, x)
+    entry = Entry("APGD-CE", APGD(SMALL, steps=8, early_stop=False))
+    suite = dataclasses.replace(make_suite("random", SMALL), entries=(entry,))
+    result = run_suite(suite, noisy, x, y)
+    with torch.no_grad():
+        draws = [(noisy(result.adversarial).argmax(1) == y).float().mean() for _ in range(300)]
+    assert abs(float(result.robust.mean()) - float(torch.stack(draws).mean())) < 0.02
+    assert result.robust.mean() < torch.stack([(noisy(x).argmax(1) == y).float().mean() for _ in range(50)]).mean() - 0.05
+
+
+def noisy_logits(toy: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The toy with noise on its logits as large as the logits are, and that size."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        scale = float(toy(x).std())
+
+    def noisy(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits + scale * torch.randn(logits.shape, generator=generator)
+
+    return noisy, scale
