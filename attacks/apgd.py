@@ -27,10 +27,10 @@ class APGD(Attack):
     d_k as in :class:`FGSM`. η starts at 2 eps. At each checkpoint an image's η is halved, and it goes back to its best iterate,
     if fewer than ρ = 0.75 of the steps since the last one raised the loss, or if neither η nor the best loss has changed.
 
-    L1: x_{k+1} = Π( x_k + η_k · d_k ) with d_k the signs of the s_k largest values of the gradient, of length 1. η starts at eps
-    and s at a fifth of all values; at each checkpoint s follows the number of values that the best iterate changes (/ 1.5); where
-    that number has fallen by 5 %, η is set back to eps and the image to its best iterate, else η is divided by 1.5. The steps
-    are spent in balls of 3 eps, 2 eps and eps (30, 30 and 40 %), each beginning where the last one ended.
+    L1: x_{k+1} = Π( x_k + η_k · d_k ) with d_k the signs of the s_k largest values of the gradient, of length 1. η starts at eps,
+    and s at two thirds of the values that the start changes; at each checkpoint s follows the values that the best iterate
+    changes; where they have become 5 % fewer, η is set back to eps and the image to its best iterate, else η is divided by 1.5.
+    The steps are spent in balls of 3 eps, 2 eps and eps (30, 30 and 40 %), each beginning at the best iterate of the last one.
 
     >>> from purify.attacks import ThreatModel
     >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 1 - x.sum((1, 2, 3))], 1) * 4
@@ -116,16 +116,16 @@ class APGD(Attack):
 
     def _ascend_sparsely(self, here: Standing, record: Record, oracle: Oracle, ball: ThreatModel, steps: int) -> None:
         """L1, in one of the three balls."""
-        n, values, every = len(here), here.x[:1].numel(), max(int(0.04 * steps), 1)
-        here.step_size = here.x.new_full((n,), ball.eps)
-        first = ball.eps == 3 * self.threat.eps
-        changed = _changed(here.x, here.images)
-        here.support = torch.full_like(changed, values) if first else changed  # values changed at the last checkpoint
-        here.size = torch.full_like(changed, 0.2 * values) if first else changed / 1.5  # s
+        every = max(int(0.04 * steps), 1)
+        here.step_size = here.x.new_full((len(here),), ball.eps)
+        here.support = _changed(here.x, here.images)  # values changed at the last checkpoint
+        here.size = here.support / 1.5  # s
         _forget_best(here)
         early_stop = self.early_stop and not isinstance(record, _Nothing)
-        for k, step in climb(here, record, oracle, make_objective(self.loss), steps, early_stop=early_stop):
+        for k, step in climb(here, record, oracle, make_objective(self.loss), steps + 1, early_stop=early_stop):
             _note_best(here, step)
+            if k == steps:  # the last iterate may be the best one to begin with in the next ball
+                break
             slope = step.gradient
             if k and k % every == 0:
                 changed = _changed(here.best_x, here.images)
@@ -202,7 +202,7 @@ def _changed(x: Tensor, images: Tensor) -> Tensor:
 def _largest(slope: Tensor, size: Tensor) -> Tensor:
     """Signs of each image's ``size`` (n,) largest values, divided by their number: (n, C, H, W) of L1 length 1."""
     strength = slope.flatten(1).abs()
-    count = size.long().clamp(1, strength.shape[1])
+    count = size.ceil().long().clamp(1, strength.shape[1])
     least = strength.sort(1, descending=True).values.gather(1, count[:, None] - 1)
     signs = (slope.flatten(1).sign() * (strength >= least)).view_as(slope)
     return signs / signs.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)

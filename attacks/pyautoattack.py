@@ -31,7 +31,8 @@ class AutoAttack(Attack):
 
     version: AutoAttackVersion = "standard"
     attacks: tuple[str, ...] = ()
-    """Some of its attacks by their names there (``apgd-ce``, ``apgd-t``, ``fab-t``, ``square``), in place of a version's."""
+    """Some of its attacks by their names there (``apgd-ce``, ``apgd-t``, ``fab-t``, ``square``) in place of a version's, with its
+    settings for that case (such as five restarts of ``apgd-ce``)."""
     batch_size: int = 250
 
     def __post_init__(self) -> None:

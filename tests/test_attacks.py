@@ -396,7 +396,7 @@ def test_a_model_in_training_mode_is_named(toy: nn.Module, digits: tuple[Tensor,
 
 
 def test_labels_on_another_device(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(ValueError, match="labels on cpu like the images, got labels on meta"):
         FGSM(LINF)(toy, digits[0], digits[1].to("meta"))
 
 
