@@ -44,14 +44,14 @@ class Oracle:
         logits = self.logits(here)
         return GradientStep(logits, objective(logits, here.labels, here.aims), here.x.new_empty(len(here), 0))
 
-    def climb(self, here: Standing, objective: Objective) -> GradientStep:
-        """Logits, loss and gradient at ``here.x``, along the gradient path."""
+    def climb(self, here: Standing, objective: Objective, *, late: bool = False) -> GradientStep:
+        """Logits, loss and gradient at ``here.x``, along the gradient path; ``late`` in an attack never under autocast."""
         self.queries[here.rows] += 1
 
         def loss(logits: Tensor) -> Tensor:
             return objective(logits, here.labels, here.aims)
 
-        if not self.bfloat16:
+        if not self.bfloat16 or late:
             return self.gradient(here.x, loss)
         with torch.autocast(here.x.device.type, torch.bfloat16):
             step = self.gradient(here.x, loss)

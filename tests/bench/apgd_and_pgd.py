@@ -45,9 +45,10 @@ def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatMod
     theirs, others = (_theirs(model, x, y, threat, seed, full=True) for seed in (0, 1))
     (ours, ours_broken), (first, first_broken), (second, _) = (_reached(model, images, y) for images in (found, theirs, others))
     print(
-        f"{name}, {threat}, {len(x)} images: loss at least pyautoattack's (within 1 %) on {_share(ours, first):.1f} %, by its "
-        f"own other seed {_share(second, first):.1f} %; strictly {_strictly(ours, first):.1f} and {_strictly(second, first):.1f} %; "
-        f"mean loss {ours.mean():.3f}, {first.mean():.3f}, {second.mean():.3f}; broken {ours_broken} and {first_broken}",
+        f"{name}, {threat}, {len(x)} images: loss at least pyautoattack's, within 1 %, on {_share(ours, first):.1f} % "
+        f"(its own other seed {_share(second, first):.1f}), strictly on {_strictly(ours, first):.1f} % "
+        f"({_strictly(second, first):.1f}); mean loss {ours.mean():.3f} ({first.mean():.3f}, {second.mean():.3f}); "
+        f"broken {ours_broken} ({first_broken})",
         flush=True,
     )
     apgd = _ratio(lambda: APGD(threat)(model, x, y), lambda: _theirs(model, x, y, threat, 0, full=False))
