@@ -60,7 +60,7 @@ class APGD(Attack):
             self._ascend(best.standing(self.early_stop), best, oracle, generator)
         return best.candidates
 
-    def _ascend(self, here: Standing, best: BestIterate, oracle: Oracle, generator: torch.Generator) -> None:
+    def _ascend(self, here: Standing, best: Record, oracle: Oracle, generator: torch.Generator) -> None:
         """From one random start. The loss aims at ``here.aims``."""
         here.x = self._start(here.images, generator)
         if self.threat.norm != "l1":
@@ -147,6 +147,9 @@ class TargetedAPGD(APGD):
     loss: LossName = "dlr"
     classes: int = 9
     """How many wrong classes are tried; at most all of them."""
+    at_once: int | None = None
+    """Pairs of image and class attacked at once, where there are fewer images than that; None: as many as there are images.
+    A small batch costs nearly as much time as a large one. Suites set it to their batch size."""
 
     def _search(self, problem: Problem, logits: Tensor, oracle: Oracle, generator: torch.Generator) -> Tensor:
         if problem.targets is not None:
@@ -155,9 +158,37 @@ class TargetedAPGD(APGD):
         others = logits.scatter(1, problem.labels[:, None], float("-inf"))
         ranked = others.argsort(1, descending=True)[:, : min(self.classes, logits.shape[1] - 1)]
         for _ in range(self.restarts):
-            for aims in ranked.unbind(1):
-                self._ascend(best.standing(self.early_stop, aims), best, oracle, generator)
+            done = 0
+            while done < ranked.shape[1]:
+                rows = best.standing(self.early_stop).rows
+                if len(rows) == 0:
+                    break
+                at_once = min(max((self.at_once or len(problem.labels)) // len(rows), 1), ranked.shape[1] - done)
+                self._aim(ranked[rows, done : done + at_once], rows, problem, logits, best, oracle, generator)
+                done += at_once
         return best.candidates
+
+    def _aim(
+        self,
+        classes: Tensor,
+        rows: Tensor,
+        problem: Problem,
+        logits: Tensor,
+        best: BestIterate,
+        oracle: Oracle,
+        generator: torch.Generator,
+    ) -> None:
+        """One ascent of the images ``rows`` (n,) towards several ``classes`` (n, m) at once; a broken image leaves with all."""
+        repeated = rows.repeat(classes.shape[1])
+        pairs, part = problem.part(repeated), oracle.part(problem.part(repeated))
+        found = BestIterate(pairs, logits[repeated])
+        found.success[:] = False  # what was broken before is attacked again if it is here at all
+        everything = torch.arange(len(repeated), device=rows.device)
+        here = Standing(pairs, everything, classes.T.flatten())
+        here.image = torch.arange(len(rows), device=rows.device).repeat(classes.shape[1])
+        self._ascend(here, _Together(found, len(rows)), part, generator)
+        best.merge(found, rows)
+        oracle.absorb(part, repeated)
 
 
 def checkpoints(steps: int) -> set[int]:
@@ -171,6 +202,19 @@ def checkpoints(steps: int) -> set[int]:
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
     return {ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1}
+
+
+class _Together:
+    """Pairs of image (``here.image``) and class: an image is done with when one of its pairs is."""
+
+    def __init__(self, best: BestIterate, images: int) -> None:
+        self.best, self.images = best, images
+
+    def enter(self, here: Standing, step: GradientStep) -> Tensor:
+        """See :class:`purify.attacks.iterates.Record`."""
+        done = self.best.enter(here, step)
+        count = torch.zeros(self.images, dtype=torch.long, device=done.device).index_add(0, here.image, done.long())
+        return count[here.image] > 0
 
 
 class _Nothing:

@@ -72,6 +72,7 @@ class FMN(Attack):
             here.radius = torch.where(hits(step.logits, here), shrunk, grown)
             direction = step.gradient / _dual_length(step.gradient, "l2").clamp_min(1e-12)[:, None, None, None]
             here.x = _project(here.x + alpha * direction, here.images, here.radius, norm)
+        oracle.claimed &= nearest.found  # a break outside the threat model claims nothing
         return nearest.candidates
 
 
@@ -80,6 +81,7 @@ class _Nearest:
 
     def __init__(self, problem: Problem, threat: ThreatModel) -> None:
         self.candidates, self.threat = problem.images.clone(), threat
+        self.found = torch.zeros_like(problem.labels, dtype=torch.bool)
 
     def enter(self, here: Standing, step: GradientStep) -> Tensor:
         """Done with are the images broken inside the threat model."""
@@ -87,6 +89,7 @@ class _Nearest:
         closer = hits(step.logits, here) & (here.distance < here.smallest)
         here.smallest = torch.where(closer, here.distance, here.smallest)
         inside: Tensor = closer & (here.distance <= self.threat.eps)
+        self.found[here.rows] |= inside
         self.candidates[here.rows] = torch.where(inside[:, None, None, None], here.x, self.candidates[here.rows])
         return inside
 

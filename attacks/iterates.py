@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -40,6 +41,13 @@ class Standing:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def copies(self, count: int) -> Standing:
+        """Each image ``count`` times in a row (n · count): several proposals for it in one pass."""
+        which = torch.arange(len(self), device=self.rows.device).repeat_interleave(count)
+        wide = copy(self)
+        wide.keep(which)
+        return wide
 
     def keep(self, which: Tensor) -> None:
         """Go on with the rows ``which`` (indices) alone."""
@@ -81,12 +89,23 @@ class BestIterate:
     def enter(self, here: Standing, step: GradientStep) -> Tensor:
         """See :class:`Record`; done with are the images that ``here.x`` breaks."""
         broken = hits(step.logits, here)
-        before, value = self.success[here.rows], self.value[here.rows]
-        better = (broken & ~before) | ((broken == before) & (step.value > value))
-        self.candidates[here.rows] = torch.where(better[:, None, None, None], here.x, self.candidates[here.rows])
-        self.value[here.rows] = torch.where(better, step.value, value)
-        self.success[here.rows] = before | broken
+        self._take(here.rows, here.x, step.value, broken)
         return broken
+
+    def merge(self, others: BestIterate, rows: Tensor) -> None:
+        """Take over what ``others`` found for ``rows`` (n,), which it holds several times, n by n."""
+        n = len(rows)
+        value, success = others.value.view(-1, n), others.success.view(-1, n)
+        first = torch.where(success.any(0) & ~success, float("-inf"), value).argmax(0)
+        pick = first * n + torch.arange(n, device=rows.device)
+        self._take(rows, others.candidates[pick], others.value[pick], others.success[pick])
+
+    def _take(self, rows: Tensor, x: Tensor, value: Tensor, broken: Tensor) -> None:
+        before, highest = self.success[rows], self.value[rows]
+        better = (broken & ~before) | ((broken == before) & (value > highest))
+        self.candidates[rows] = torch.where(better[:, None, None, None], x, self.candidates[rows])
+        self.value[rows] = torch.where(better, value, highest)
+        self.success[rows] = before | broken
 
 
 def climb(

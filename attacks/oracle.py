@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,21 +33,31 @@ class Oracle:
         """bool (N,): some step under autocast seemed to break the image."""
         self._confirmed = torch.zeros_like(self.claimed)
 
+    def part(self, problem: Problem) -> Oracle:
+        """An oracle of its own for another batch of the same defence; see :meth:`absorb`."""
+        return Oracle(self.model, self.gradient, problem, bfloat16=self.bfloat16)
+
+    def absorb(self, part: Oracle, rows: Tensor) -> None:
+        """Count what ``part`` was asked; ``rows`` are the places of its images here, and may repeat."""
+        self.queries.index_add_(0, rows, part.queries)
+        self.claimed[rows[part.claimed]] = True
+
     @torch.no_grad()
     def logits(self, here: Standing, x: Tensor | None = None) -> Tensor:
         """The defence's logits (n, classes) for ``here.x``, or for other images ``x`` (n, C, H, W) in the place of these."""
-        self.queries[here.rows] += 1
+        self._count(here.rows)
         x = here.x if x is None else x
         return self.model(x).to(x.dtype)
 
-    def look(self, here: Standing, objective: Objective) -> GradientStep:
-        """Logits and loss at ``here.x``, without a gradient."""
-        logits = self.logits(here)
+    def look(self, here: Standing, objective: Objective, *, rough: bool = False) -> GradientStep:
+        """Logits and loss at ``here.x``, without a gradient; if ``rough``, under autocast, and not to be relied upon."""
+        with torch.autocast(here.x.device.type, torch.bfloat16) if rough else nullcontext():
+            logits = self.logits(here)
         return GradientStep(logits, objective(logits, here.labels, here.aims), here.x.new_empty(len(here), 0))
 
     def climb(self, here: Standing, objective: Objective, *, late: bool = False) -> GradientStep:
         """Logits, loss and gradient at ``here.x``, along the gradient path; ``late`` in an attack never under autocast."""
-        self.queries[here.rows] += 1
+        self._count(here.rows)
 
         def loss(logits: Tensor) -> Tensor:
             return objective(logits, here.labels, here.aims)
@@ -65,8 +76,11 @@ class Oracle:
             return step
         part = Problem(here.images[claimed], here.labels[claimed], None if here.targets is None else here.targets[claimed])
         logits = self.model(here.x[claimed]).to(here.x.dtype)
-        self.queries[here.rows[claimed]] += 1
+        self._count(here.rows[claimed])
         self.claimed[here.rows[claimed]] = True
         self._confirmed[here.rows[claimed]] = hits(logits, part)
         value = objective(logits, part.labels, None if here.aims is None else here.aims[claimed])
         return GradientStep(step.logits.index_copy(0, claimed, logits), step.value.index_copy(0, claimed, value), step.gradient)
+
+    def _count(self, rows: Tensor) -> None:
+        self.queries.index_add_(0, rows, torch.ones_like(rows))  # rows may repeat

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from purify.attacks.attack import Attack
-from purify.attacks.iterates import BestIterate, climb
+from purify.attacks.gradient import GradientStep
+from purify.attacks.iterates import BestIterate, Standing
 from purify.attacks.objective import make_objective
 from purify.attacks.oracle import Oracle
-from purify.attacks.problem import Problem
+from purify.attacks.problem import Problem, hits
 
 __all__ = ["Square"]
 
@@ -26,7 +28,8 @@ class Square(Attack):
 
     L∞ begins with vertical stripes of ±eps and proposes squares of one random ±eps for each channel. L2 begins with a
     grid of bumps and moves the mass of one window into another, together with what the budget still allows. A
-    proposal is kept where it lowers the margin. Every image has squares of its own.
+    proposal is kept where it lowers the margin. Every image has squares of its own, whose side follows the image that has been
+    asked least.
 
     >>> from purify.attacks import ThreatModel
     >>> def model(x): return torch.stack([x.sum((1, 2, 3)), 8 - x.sum((1, 2, 3))], 1)
@@ -39,6 +42,10 @@ class Square(Attack):
     """p: share of the image that a square covers at first."""
     early_stop: bool = True
     """Broken images leave the batch at their first break."""
+    at_once: int | None = None
+    """Proposals put to the model in one pass, where there are fewer images than that; None: as many as there are images. Several
+    proposals for one image are as good as one after the other, as long as none is taken: when few are, they are asked ahead.
+    Suites set it to their batch size. Under bfloat16 autocast proposals are only sifted: what is taken is better in float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,16 +58,57 @@ class Square(Attack):
         here = best.standing(self.early_stop)
         if len(here) == 0:
             return best.candidates
-        linf = self.threat.norm == "linf"
-        propose = self._propose_linf if linf else self._propose_l2
-        here.x = self._stripes(here.images, generator) if linf else self._bumps(here.images, generator)
-        here.kept, here.value = here.x, here.x.new_full((len(here),), float("-inf"))
-        for k, step in climb(here, best, oracle, margin, self.queries - 1, early_stop=self.early_stop, gradients=False):
-            better = step.value > here.value
-            here.kept = torch.where(better[:, None, None, None], here.x, here.kept)
-            here.value = torch.where(better, step.value, here.value)
-            here.x = propose(here.kept, here.images, self._side(k, here.x), generator)
+        start, propose = (self._stripes, self._propose_linf) if self.threat.norm == "linf" else (self._bumps, self._propose_l2)
+        here.x = start(here.images, generator)
+        step = oracle.look(here, margin)
+        here.logits, here.value, here.rough = step.logits, step.value, step.value  # of the image kept; under autocast
+        here.asked = torch.ones_like(here.labels)
+        self._leave(here, best)
+        accepted = 1.0  # share of the proposals of late
+        while len(here):
+            least, room = int(here.asked.min()), (self.at_once or len(problem.labels)) // len(here)
+            ahead = max(min(room, int(0.2 / max(accepted, 1e-6))), 1)
+            wide = here.copies(ahead) if ahead > 1 else copy(here)
+            wide.x = propose(wide.x, wide.images, self._side(least, here.x), generator)
+            rough = oracle.bfloat16 and least < 0.9 * self.queries
+            step = oracle.look(wide, margin, rough=rough)
+            better = (step.value >= wide.rough if rough else step.value > wide.value).view(-1, ahead)
+            # The first proposal that is better is taken; the ones after it were made for an image that is no more.
+            some, first = better.any(1), better.int().argmax(1)
+            here.asked = here.asked + torch.where(some, first + 1, ahead)
+            rows = some.nonzero().flatten()
+            taken = self._take(here, rows, wide, step, rows * ahead + first[rows], oracle if rough else None)
+            accepted = 0.95 * accepted + 0.05 * taken / (len(here) * ahead)
+            self._leave(here, best)
         return best.candidates
+
+    def _take(
+        self, here: Standing, rows: Tensor, wide: Standing, step: GradientStep, picked: Tensor, oracle: Oracle | None
+    ) -> int:
+        """Go to the proposals ``picked`` of ``wide`` for the images ``rows``; given an oracle, only where it finds them better
+        without autocast. Returns how many were."""
+        logits, value, rough = step.logits[picked], step.value[picked], step.value[picked]
+        if oracle is not None and len(rows):
+            proposals = copy(wide)
+            proposals.keep(picked)
+            sure = oracle.look(proposals, make_objective("margin"))
+            which = (sure.value > here.value[rows]).nonzero().flatten()
+            rows, picked, logits, value, rough = rows[which], picked[which], sure.logits[which], sure.value[which], rough[which]
+        here.x = here.x.index_copy(0, rows, wide.x[picked])
+        here.logits = here.logits.index_copy(0, rows, logits)
+        here.value, here.rough = here.value.index_copy(0, rows, value), here.rough.index_copy(0, rows, rough)
+        return len(rows)
+
+    def _leave(self, here: Standing, best: BestIterate) -> None:
+        """Let go of broken images, and of those that have had all their queries."""
+        done = here.asked >= self.queries
+        if self.early_stop:
+            done = done | hits(here.logits, here)
+        if bool(done.any()):
+            gone = copy(here)
+            gone.keep(done.nonzero().flatten())
+            best.enter(gone, GradientStep(gone.logits, gone.value, gone.x.new_empty(0)))
+            here.keep((~done).nonzero().flatten())
 
     def _side(self, k: int, x: Tensor) -> int:
         """Side of the square at query ``k``, in pixels."""

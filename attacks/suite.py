@@ -219,7 +219,7 @@ class _Run:
         self, name: str, attack: Attack, path: GradientPath, seed: int, progress: Callable[[str, int, int], None] | None
     ) -> None:
         """One attack along one path, on all that stand."""
-        attack = _suited(attack, self.classes)
+        attack = _suited(attack, self.classes, self.batch_size)
         standing, started, broken = (self.right > 0).nonzero().flatten(), time.perf_counter(), 0
         for done, rows in _batches(standing, self.batch_size):
             if progress is not None:
@@ -277,8 +277,12 @@ class _Run:
             )
 
 
-def _suited(attack: Attack, classes: int) -> Attack:
-    """The margin in the place of a DLR loss that so few classes do not have."""
+def _suited(attack: Attack, classes: int, batch_size: int) -> Attack:
+    """With as many passes at once as fit, and the margin in the place of a DLR loss that so few classes do not have."""
+    if isinstance(attack, TargetedAPGD) and attack.at_once is None:
+        attack = dataclasses.replace(attack, at_once=batch_size)
+    if isinstance(attack, Square) and attack.at_once is None:
+        attack = dataclasses.replace(attack, at_once=batch_size)
     if isinstance(attack, APGD) and attack.loss == "dlr" and classes < (4 if isinstance(attack, TargetedAPGD) else 3):
         return dataclasses.replace(attack, loss="margin")
     return attack
