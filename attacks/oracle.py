@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,10 +48,9 @@ class Oracle:
         x = here.x if x is None else x
         return self.model(x).to(x.dtype)
 
-    def look(self, here: Standing, objective: Objective, *, rough: bool = False) -> GradientStep:
-        """Logits and loss at ``here.x``, without a gradient; if ``rough``, under autocast, and not to be relied upon."""
-        with torch.autocast(here.x.device.type, torch.bfloat16) if rough else nullcontext():
-            logits = self.logits(here)
+    def look(self, here: Standing, objective: Objective) -> GradientStep:
+        """Logits and loss at ``here.x``, without a gradient."""
+        logits = self.logits(here)
         return GradientStep(logits, objective(logits, here.labels, here.aims), here.x.new_empty(len(here), 0))
 
     def climb(self, here: Standing, objective: Objective, *, late: bool = False) -> GradientStep:

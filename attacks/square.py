@@ -45,7 +45,7 @@ class Square(Attack):
     at_once: int | None = None
     """Proposals put to the model in one pass, where there are fewer images than that; None: as many as there are images. Several
     proposals for one image are as good as one after the other, as long as none is taken: when few are, they are asked ahead.
-    Suites set it to their batch size. Under bfloat16 autocast proposals are only sifted: what is taken is better in float32."""
+    Suites set it to their batch size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,43 +61,28 @@ class Square(Attack):
         start, propose = (self._stripes, self._propose_linf) if self.threat.norm == "linf" else (self._bumps, self._propose_l2)
         here.x = start(here.images, generator)
         step = oracle.look(here, margin)
-        here.logits, here.value, here.rough = step.logits, step.value, step.value  # of the image kept; under autocast
+        here.logits, here.value = step.logits, step.value  # of the image kept
         here.asked = torch.ones_like(here.labels)
         self._leave(here, best)
         accepted = 1.0  # share of the proposals of late
         while len(here):
-            least, room = int(here.asked.min()), (self.at_once or len(problem.labels)) // len(here)
+            room = (self.at_once or len(problem.labels)) // len(here)
             ahead = max(min(room, int(0.2 / max(accepted, 1e-6))), 1)
             wide = here.copies(ahead) if ahead > 1 else copy(here)
-            wide.x = propose(wide.x, wide.images, self._side(least, here.x), generator)
-            rough = oracle.bfloat16 and least < 0.9 * self.queries
-            step = oracle.look(wide, margin, rough=rough)
-            better = (step.value >= wide.rough if rough else step.value > wide.value).view(-1, ahead)
+            wide.x = propose(wide.x, wide.images, self._side(int(here.asked.min()), here.x), generator)
+            step = oracle.look(wide, margin)
+            better = (step.value > wide.value).view(-1, ahead)
             # The first proposal that is better is taken; the ones after it were made for an image that is no more.
             some, first = better.any(1), better.int().argmax(1)
             here.asked = here.asked + torch.where(some, first + 1, ahead)
             rows = some.nonzero().flatten()
-            taken = self._take(here, rows, wide, step, rows * ahead + first[rows], oracle if rough else None)
-            accepted = 0.95 * accepted + 0.05 * taken / (len(here) * ahead)
+            picked = rows * ahead + first[rows]
+            here.x = here.x.index_copy(0, rows, wide.x[picked])
+            here.logits = here.logits.index_copy(0, rows, step.logits[picked])
+            here.value = here.value.index_copy(0, rows, step.value[picked])
+            accepted = 0.95 * accepted + 0.05 * len(rows) / better.numel()
             self._leave(here, best)
         return best.candidates
-
-    def _take(
-        self, here: Standing, rows: Tensor, wide: Standing, step: GradientStep, picked: Tensor, oracle: Oracle | None
-    ) -> int:
-        """Go to the proposals ``picked`` of ``wide`` for the images ``rows``; given an oracle, only where it finds them better
-        without autocast. Returns how many were."""
-        logits, value, rough = step.logits[picked], step.value[picked], step.value[picked]
-        if oracle is not None and len(rows):
-            proposals = copy(wide)
-            proposals.keep(picked)
-            sure = oracle.look(proposals, make_objective("margin"))
-            which = (sure.value > here.value[rows]).nonzero().flatten()
-            rows, picked, logits, value, rough = rows[which], picked[which], sure.logits[which], sure.value[which], rough[which]
-        here.x = here.x.index_copy(0, rows, wide.x[picked])
-        here.logits = here.logits.index_copy(0, rows, logits)
-        here.value, here.rough = here.value.index_copy(0, rows, value), here.rough.index_copy(0, rows, rough)
-        return len(rows)
 
     def _leave(self, here: Standing, best: BestIterate) -> None:
         """Let go of broken images, and of those that have had all their queries."""
