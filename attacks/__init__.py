@@ -18,7 +18,7 @@ from purify.attacks.random_search import RandomSearch
 from purify.attacks.result import AttackResult
 from purify.attacks.spsa import SPSA
 from purify.attacks.square import Square
-from purify.attacks.suite import Entry, Suite, SuiteResult, make_suite, run_suite
+from purify.attacks.suite import Entry, Suite, SuiteResult, check_deterministic, make_suite, run_suite, verdict
 from purify.attacks.threat import ThreatModel
 
 __all__ = [
@@ -41,10 +41,12 @@ __all__ = [
     "TargetedAPGD",
     "ThreatModel",
     "bpda",
+    "check_deterministic",
     "eot",
     "every_path",
     "exact",
     "make_suite",
     "run_suite",
     "transfer",
+    "verdict",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,23 @@ from purify.attacks.result import margin
 from purify.attacks.square import Square
 from purify.attacks.threat import ThreatModel
 
-__all__ = ["SUITES", "Entry", "Stage", "Suite", "SuiteResult", "make_suite", "run_suite"]
+__all__ = [
+    "SUITES",
+    "Along",
+    "Entry",
+    "Stage",
+    "Suite",
+    "SuiteResult",
+    "check_deterministic",
+    "make_suite",
+    "run_suite",
+    "suited",
+    "verdict",
+]
+
+
+Along = Literal["every path", "fruitful paths", "once"]
+_ALONG: dict[Along, str] = {"every path": "", "fruitful paths": " (along fruitful paths)", "once": ""}
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,22 @@ class Entry:
 
     name: str
     attack: Attack
-    every_path: bool = True
-    """Run along every gradient path that is given. False for attacks that use no gradient: once."""
+    along: Along = "every path"
+    """Which of the gradient paths that are given. ``fruitful paths``: the first, and those along which some attack before broke
+    an image; all, if none did. ``once``: for attacks that use no gradient."""
+
+    def choose_paths(self, names: Sequence[str], broken: Mapping[str, int]) -> list[str]:
+        """Names of the paths to be run, given how many images fell so far along each.
+
+        >>> costly = Entry("APGD-T", TargetedAPGD(ThreatModel("linf", 0.1)), along="fruitful paths")
+        >>> costly.choose_paths(["exact", "straight through", "transfer"], {"exact": 90, "straight through": 0, "transfer": 2})
+        ['exact', 'transfer']
+        """
+        if self.along == "once":
+            return list(names[:1])
+        if self.along == "every path" or not any(broken.get(name) for name in names):
+            return list(names)
+        return [name for number, name in enumerate(names) if number == 0 or broken.get(name)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class Suite:
         lines = [f"{self.name}: {self.description}"]
         if self.draws > 1:
             lines.append(f"  gradients over {self.draws} draws, verdicts over {self.draws} fresh ones")
-        return "\n".join(lines + [f"  {entry.name}: {entry.attack}" for entry in self.entries])
+        return "\n".join(lines + [f"  {entry.name}{_ALONG[entry.along]}: {entry.attack}" for entry in self.entries])
 
     def with_entries(self, *entries: Entry) -> Suite:
         """The same with more attacks at the end."""
@@ -66,7 +97,7 @@ def _standard(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
         Entry("APGD-CE", APGD(threat)),
         Entry("APGD-T", TargetedAPGD(threat)),
         Entry("FMN", FMN(threat, stop_inside=True)),
-        Entry("Square", Square(threat), every_path=False),
+        Entry("Square", Square(threat), along="once"),
     )
 
 
@@ -78,7 +109,11 @@ def _random(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
 
 
 def _adaptive(threat: ThreatModel, draws: int) -> tuple[Entry, ...]:
-    return _standard(threat, draws) if draws == 1 else _random(threat, draws)
+    if draws > 1:
+        return _random(threat, draws)
+    first, *costly = _standard(threat, draws)
+    fruitful = [dataclasses.replace(e, along="fruitful paths") for e in costly if e.along == "every path"]
+    return (first, *fruitful, *(Entry("Square", Square(threat, queries=1000), along="once") for e in costly if e.along == "once"))
 
 
 SUITES: dict[str, tuple[str, Callable[[ThreatModel, int], tuple[Entry, ...]]]] = {
@@ -86,7 +121,7 @@ SUITES: dict[str, tuple[str, Callable[[ThreatModel, int], tuple[Entry, ...]]]] =
     "standard": ("for deterministic models: APGD-CE, targeted APGD-DLR, FMN, Square; L1: the first two", _standard),
     "random": ("for random defences: APGD on CE and DLR", _random),
     "adaptive": (
-        "standard (random, if there is more than one draw) along every gradient path, worst case for each image",
+        "standard (random, if there are several draws) along the gradient paths, with a shorter Square; per-image worst case",
         _adaptive,
     ),
 }
@@ -192,11 +227,13 @@ def run_suite(
         TypeError, ValueError: see :class:`Attack`; or the model is random and the suite is for deterministic ones.
     """
     run = _Run(suite, model, images, labels, batch_size or batch_size_from_memory(model, images), precision)
-    chosen = list((paths or {"exact": exact(model)}).items())
+    chosen = dict(paths or {"exact": exact(model)})
+    broken = dict.fromkeys(chosen, 0)
     for entry in suite.entries:
-        for path_name, path in chosen if entry.every_path else chosen[:1]:
-            name = f"{entry.name}, {path_name}" if entry.every_path and len(chosen) > 1 else entry.name
-            run.stage(name, entry.attack, path, seed * 1_000_003 + len(run.stages) * 1009, progress)
+        for path in entry.choose_paths(list(chosen), broken):
+            name = f"{entry.name}, {path}" if entry.along != "once" and len(chosen) > 1 else entry.name
+            run.stage(name, entry.attack, chosen[path], seed * 1_000_003 + len(run.stages) * 1009, progress)
+            broken[path] += run.stages[-1].broken if entry.along != "once" else 0
     return run.result()
 
 
@@ -207,8 +244,9 @@ class _Run:
         self.model, self.images, self.labels, self.draws, self.batch_size = model, images, labels, suite.draws, batch_size
         self.bfloat16 = suite.draws == 1 and steps_in_bfloat16(precision, model, images)
         if suite.draws == 1 and len(images):
-            self._check_deterministic(images[: min(batch_size, 8)])
-        self.classes = 0
+            check_deterministic(model, images[: min(batch_size, 8)])
+        with torch.no_grad():
+            self.classes = model(images[:1]).shape[1] if len(images) else 0
         self.right, self.lowest = self._verdict(images, labels)
         self.worst = images.clone()
         self.queries = torch.full_like(labels, self.draws)
@@ -219,7 +257,7 @@ class _Run:
         self, name: str, attack: Attack, path: GradientPath, seed: int, progress: Callable[[str, int, int], None] | None
     ) -> None:
         """One attack along one path, on all that stand."""
-        attack = _suited(attack, self.classes, self.batch_size)
+        attack = suited(attack, self.classes, self.batch_size)
         standing, started, broken = (self.right > 0).nonzero().flatten(), time.perf_counter(), 0
         for done, rows in _batches(standing, self.batch_size):
             if progress is not None:
@@ -258,27 +296,42 @@ class _Run:
     @torch.no_grad()
     def _verdict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Share of draws in which each image is classified rightly, and its mean margin: (n,) and (n,)."""
-        right, margins = images.new_zeros(len(images)), images.new_zeros(len(images))
+        share, lowest = images.new_zeros(len(images)), images.new_zeros(len(images))
         for _, rows in _batches(torch.arange(len(images), device=images.device), self.batch_size):
-            for _ in range(self.draws):
-                logits = self.model(images[rows]).to(images.dtype)
-                self.classes = logits.shape[1]
-                right[rows] += (logits.argmax(1) == labels[rows]).to(right.dtype)
-                margins[rows] += margin(logits, labels[rows])
-        return right / self.draws, margins / self.draws
-
-    @torch.no_grad()
-    def _check_deterministic(self, images: Tensor) -> None:
-        first, second = self.model(images), self.model(images)
-        if bool((first - second).abs().max() > 1e-3 * first.abs().max()):
-            raise ValueError(
-                "the model gives other logits for the same images at each pass: one draw's verdict means nothing. Use the suite "
-                "'random', or make_suite('adaptive', threat, draws=20)"
-            )
+            right, margins = verdict(self.model, images[rows], labels[rows], self.draws)
+            share[rows], lowest[rows] = right.to(images.dtype).mean(0), margins.mean(0)
+        return share, lowest
 
 
-def _suited(attack: Attack, classes: int, batch_size: int) -> Attack:
-    """With as many passes at once as fit, and the margin in the place of a DLR loss that so few classes do not have."""
+@torch.no_grad()
+def verdict(model: Model, images: Tensor, labels: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+    """What ``model`` says of images (n, C, H, W) in each of ``draws`` passes: bool (draws, n), right; (draws, n), margins.
+
+    >>> verdict(lambda x: x.flatten(1), torch.tensor([[[[0.9, 0.4]]]]), torch.tensor([0]))
+    (tensor([[True]]), tensor([[0.5000]]))
+    """
+    right, margins = [], []
+    for _ in range(draws):
+        logits = model(images).to(images.dtype)
+        right.append(logits.argmax(1) == labels)
+        margins.append(margin(logits, labels))
+    return torch.stack(right), torch.stack(margins)
+
+
+@torch.no_grad()
+def check_deterministic(model: Model, images: Tensor) -> None:
+    """Raises ValueError if two passes of the same images give different logits."""
+    first, second = model(images), model(images)
+    if bool((first - second).abs().max() > 1e-3 * first.abs().max()):
+        raise ValueError(
+            "the model gives other logits for the same images at each pass: one draw's verdict means nothing. Use the suite "
+            "'random', or make_suite('adaptive', threat, draws=20)"
+        )
+
+
+def suited(attack: Attack, classes: int, batch_size: int) -> Attack:
+    """The attack as it suits the model: with as many passes at once as fit, and the margin in the place of a DLR loss, which so
+    few classes do not have."""
     if isinstance(attack, TargetedAPGD) and attack.at_once is None:
         attack = dataclasses.replace(attack, at_once=batch_size)
     if isinstance(attack, Square) and attack.at_once is None:

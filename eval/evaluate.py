@@ -1,273 +1,253 @@
-"""Evaluate one defence: clean, oblivious and adaptive accuracy, what was recovered, how the margins moved, what it costs."""
+"""Evaluate one defence: clean, oblivious, adaptive and worst-case accuracy, margins, smallest norms, and checks of itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from purify.attacks import FGSM, PGD, Attack, GradientPath, ThreatModel, bpda, exact
-from purify.attacks.gradient import Model
-from purify.attacks.objective import LossName
-from purify.attacks.result import margin
+from purify.attacks import GradientPath, Suite, ThreatModel, check_deterministic, every_path, exact, make_suite
+from purify.attacks.memory import batch_size_from_memory
+from purify.attacks.precision import Precision, steps_in_bfloat16
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.classifier import PurifiedClassifier
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
-from purify.eval.margin import MarginSummary
-from purify.eval.recovery import Accuracy, Recovery
+from purify.eval.curves import accuracy_against_eps
+from purify.eval.examination import Examination
+from purify.eval.gallery import gallery
+from purify.eval.judge import Judge
+from purify.eval.progress import Progress
 from purify.eval.report import Report
-from purify.images import check_images, check_labels
+from purify.eval.sanity import CHECKS, run_check
+from purify.eval.source import ImageSource, TensorImages, fingerprint_images, fingerprint_model
+from purify.eval.store import RunStore
+from purify.versions import library_versions
 
-__all__ = ["ObliviousExamples", "Settings", "adaptive_attack", "craft_oblivious", "evaluate", "gradient_paths", "margins_of"]
+__all__ = ["Settings", "evaluate", "gradient_paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How hard the attacker tries, and with which seed."""
+    """How hard the attacker tries, and what is measured beside."""
 
-    steps: int = 40
-    """Of PGD; its step is 2.5 · eps / steps."""
-    restarts: int = 1
-    """Of the adaptive PGD, along each gradient path."""
-    batch_size: int = 250
+    suite: str = "adaptive"
+    """Of attacks: fast, standard, random or adaptive (``purify.attacks.make_suite``)."""
+    draws: int = 1
+    """Of a random defence, for gradients and verdicts; 20 is usual. Deterministic ones have 1."""
+    oblivious_steps: int = 40
+    """Of the PGD that is made on the bare classifier; its step is 2.5 · eps / steps."""
+    norm_images: int = 100
+    """The first so many are attacked for their smallest adversarial norm, by FMN."""
+    check_images: int = 64
+    """The first so many serve the checks S1 to S13 and the curve of accuracy against eps; 0: neither."""
+    check_steps: int = 50
+    """Of APGD, in the checks and the curve."""
+    pictures: int = 48
+    """The first so many are shown in the report."""
+    batch_size: int | None = None
+    """Images attacked at once; None: from memory, 256 at most. It is settled when a run begins."""
+    precision: Precision = "auto"
+    """Of gradient steps; verdicts are float32's."""
     seed: int = 0
-    """Of every random start: the same seed, batch size and library versions give the same table."""
+    """Of every random start: the same seed, batch size, machine and library versions give the same table."""
+
+    def __post_init__(self) -> None:
+        for field, least in (("draws", 1), ("oblivious_steps", 1), ("norm_images", 0), ("check_images", 0), ("check_steps", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
 
 
-@dataclass(frozen=True)
-class ObliviousExamples:
-    """Images attacked on the bare classifier, by an attacker who does not know the purifier. A table shares them."""
+def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath]:
+    """The gradient paths that an adaptive attacker has against this defence, by name.
 
-    images: dict[str, Tensor]
-    """For each attack (``FGSM``, ``PGD``) the attacked images (N, C, H, W)."""
-    description: dict[str, str]
-    """For each attack its settings in words."""
-    clean_margin: Tensor
-    """(N,), of the bare classifier on the clean images."""
-    margin: dict[str, Tensor] = field(default_factory=dict)
-    """For each attack (N,), of the bare classifier on the attacked images."""
-
-
-def margins_of(model: Model, images: Tensor, labels: Tensor, batch_size: int = 250) -> Tensor:
-    """Logit margin (N,) of ``model`` for images (N, C, H, W); negative where it is wrong."""
-    with torch.no_grad():
-        parts = [
-            margin(model(images[start : start + batch_size]), labels[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ]
-    return torch.cat(parts)
-
-
-def craft_oblivious(
-    classifier: Model, images: Tensor, labels: Tensor, threat: ThreatModel, settings: Settings, *, quiet: bool = False
-) -> ObliviousExamples:
-    """FGSM and PGD on the bare classifier, at full strength: each goes on to its highest loss instead of stopping at the first
-    break, since an example that only just crosses the boundary is easily brought back."""
-    attacks: dict[str, Attack] = {
-        "FGSM": FGSM(threat, early_stop=False),
-        "PGD": PGD(threat, steps=settings.steps, early_stop=False),
-    }
-    description = {"FGSM": f"FGSM, {threat}", "PGD": f"PGD {settings.steps} steps, {threat}"}
-    made = {
-        name: _attack_in_batches(attack, classifier, images, labels, None, settings, f"oblivious {name}", quiet)[0]
-        for name, attack in attacks.items()
-    }
-    bare = {name: margins_of(classifier, attacked, labels, settings.batch_size) for name, attacked in made.items()}
-    return ObliviousExamples(made, description, margins_of(classifier, images, labels, settings.batch_size), bare)
-
-
-def gradient_paths(defended: nn.Module, probe: Tensor) -> list[tuple[str, GradientPath, LossName]]:
-    """The gradient paths that an adaptive attacker has against this defence, with the loss used along each.
-
-    The exact gradient with two losses where there is one; through the purifier without its final clip (``purifier.relaxed``)
-    where it offers that; and straight through, as if the purifier were the identity.
+    Of a bare classifier the exact gradient. Of a wrapped one also through the purifier without its final clip
+    (``purifier.relaxed``), where it offers that; straight through, as if the purifier were the identity; and the gradients of the
+    bare classifier.
 
     Args:
         defended: a wrapped classifier, or a bare one.
         probe: a batch (n, C, H, W) on which it is tried whether a gradient arrives.
     """
-    paths: list[tuple[str, GradientPath, LossName]] = []
-    try:
-        arrives = bool(exact(defended)(probe, lambda logits: logits.logsumexp(1)).gradient.any())
-    except ValueError:
-        arrives = False
-    if arrives:
-        paths += [("exact, cross-entropy", exact(defended), "ce"), ("exact, margin", exact(defended), "margin")]
-    if isinstance(defended, PurifiedClassifier):
-        stage, rest = defended.purifier, defended.undefended
-        if isinstance(stage, DenoisingSparseAutoencoder):
-            paths.append(("without the clip, cross-entropy", bpda(stage, rest, stage.relaxed), "ce"))
-        paths.append(("straight through, cross-entropy", bpda(stage, rest), "ce"))
-    return paths
-
-
-def adaptive_attack(
-    defended: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    threat: ThreatModel,
-    settings: Settings,
-    start: Tensor,
-    *,
-    quiet: bool = False,
-    label: str = "",
-) -> tuple[Tensor, Tensor, dict[str, int]]:
-    """PGD end to end along every gradient path, each on what the ones before left standing.
-
-    Args:
-        defended: images in [0, 1] to logits.
-        images: (N, C, H, W).
-        labels: (N,).
-        threat: the ball.
-        settings: steps, restarts, seed.
-        start: (N,), the lowest margin found so far for each image (clean, or under transferred examples).
-        quiet: no progress bar.
-        label: shown beside the progress bar.
-
-    Returns:
-        For each image the lowest margin found (N,), the image that gave it (N, C, H, W; the clean one where ``start`` stands),
-        and how many images each path broke first.
-    """
-    lowest, worst = start.clone(), images.clone()
-    broken_by: dict[str, int] = {}
-    for name, path, loss in gradient_paths(defended, images[:2]):
-        standing = (lowest > 0).nonzero().flatten()
-        broken_by[name] = 0
-        if len(standing) == 0:
-            continue
-        attack = PGD(threat, steps=settings.steps, restarts=settings.restarts, loss=loss)
-        found, margins = _attack_in_batches(
-            attack, defended, images[standing], labels[standing], path, settings, f"{label} {name}", quiet
-        )
-        better = margins < lowest[standing]
-        lowest[standing[better]] = margins[better]
-        worst[standing[better]] = found[better]
-        broken_by[name] = int((margins <= 0).sum())
-    return lowest, worst, broken_by
+    if not isinstance(defended, PurifiedClassifier):
+        return {"exact": exact(defended)}
+    stage = defended.purifier
+    surrogates = {"without the clip": stage.relaxed} if isinstance(stage, DenoisingSparseAutoencoder) else {}
+    return every_path(defended, stage=stage, rest=defended.undefended, probe=probe, surrogates=surrogates)
 
 
 def evaluate(
     defended: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | ImageSource,
+    labels: Tensor | None,
     threat: ThreatModel,
     *,
     settings: Settings | None = None,
-    oblivious: ObliviousExamples | None = None,
+    suite: Suite | None = None,
     name: str = "defence",
+    about: Mapping[str, Any] | None = None,
+    store: str | Path = ":memory:",
+    wait: float = 0.0,
+    tensorboard: Path | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Measure a defence under one threat model.
+    """Measure a defence under one threat model. Given a file as ``store``, nothing is lost: killed at any moment and started
+    again, it goes on where it was and ends with the same table.
 
     Args:
         defended: a classifier wrapped by ``purify.wrap``, or a bare one (then nothing is recovered). In eval mode.
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,).
+        images: (N, C, H, W) in [0, 1]; or an ``ImageSource``, such as a data set, which gives them batch by batch.
+        labels: (N,); None with an ``ImageSource``.
         threat: norm and eps.
         settings: of the attacks; None: the defaults.
-        oblivious: examples made on the bare classifier already (``craft_oblivious``), to be shared by several defences.
+        suite: attacks of your own, in the place of ``settings.suite``.
         name: of the row.
+        about: plain values that say what was evaluated (data set, checkpoints); part of the run's configuration.
+        store: SQLite file; the default is kept nowhere.
+        wait: seconds to wait for another run that holds the store.
+        tensorboard: folder for robust accuracy so far, as a scalar.
         quiet: no progress bars.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be.
+        TypeError, ValueError: images or labels are not what they should be; no images; a random model with one draw.
+        StoreError: see :class:`purify.eval.store.RunStore`.
 
     >>> from purify import load_classifier, load_dataset, wrap
-    >>> x, y = load_dataset("digits", "test").first(20).batch(slice(None))
     >>> defended = wrap(load_classifier("digits-shufflenet"), "digits-dsae")
-    >>> report = evaluate(defended, x, y, ThreatModel("linf", 0.15), settings=Settings(steps=5), quiet=True)
+    >>> digits = load_dataset("digits", "test").first(20)
+    >>> few = Settings(suite="fast", norm_images=0, check_images=0)
+    >>> report = evaluate(defended, digits, None, ThreatModel("linf", 0.15), settings=few, quiet=True)
     >>> report.adaptive.claim, report.adaptive.n
     ('adaptive', 20)
     """
-    check_images(images)
-    check_labels(labels, images)
     settings = settings or Settings()
-    wrapped = isinstance(defended, PurifiedClassifier)
-    bare: nn.Module = defended.classifier if isinstance(defended, PurifiedClassifier) else defended
-    if oblivious is None:
-        oblivious = craft_oblivious(bare, images, labels, threat, settings, quiet=quiet)
-
-    clean = margins_of(defended, images, labels, settings.batch_size) if wrapped else oblivious.clean_margin
-    under = {
-        attack: margins_of(defended, attacked, labels, settings.batch_size) if wrapped else oblivious.margin[attack]
-        for attack, attacked in oblivious.images.items()
+    source = _source(images, labels)
+    chosen = suite or make_suite(settings.suite, threat, draws=settings.draws if settings.draws > 1 else None)
+    probe, _ = source.batch(torch.arange(min(2, len(source))))
+    configuration = {
+        "name": name,
+        "about": dict(about or {}),
+        "images": {"n": len(source), "digest": fingerprint_images(source)},
+        "model": fingerprint_model(defended),
+        "threat": dataclasses.asdict(threat),
+        "settings": dataclasses.asdict(settings),
+        "suite": str(chosen),
+        "draws": chosen.draws,
+        "versions": library_versions(),
     }
-    start = torch.stack([clean, *under.values()]).amin(0)  # transferred examples count: the attacker may submit them too
-    lowest, worst, broken_by = adaptive_attack(defended, images, labels, threat, settings, start, quiet=quiet, label=name)
-    broken_by = {"clean": int((clean <= 0).sum()), "transfer": int(((clean > 0) & (start <= 0)).sum()), **broken_by}
+    progress = Progress(name, quiet=quiet, tensorboard=tensorboard)
+    with RunStore(store, configuration, wait=wait) as opened:
+        judge = _judge(defended, source, threat, opened, settings, chosen.draws, probe, progress)
+        paths = gradient_paths(defended, probe)
+        judge.clean()
+        judge.oblivious(settings.oblivious_steps)
+        judge.adaptive(chosen, paths)
+        judge.verdict()
+        judge.smallest_norms(next(iter(paths.values())), settings.norm_images)
+        _examine(judge, defended, paths, settings)
+        _costs(judge, defended, settings)
+        progress.close()
+        return Report.of(opened)
 
-    paths = [path for path in broken_by if path not in ("clean", "transfer")]
-    how = f"PGD {settings.steps} steps × {settings.restarts}, {threat}; worst case over transfer and: {'; '.join(paths)}"
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    classifier_macs = count_macs(bare, shape)
-    statistics = None
-    if isinstance(defended, PurifiedClassifier) and isinstance(defended.purifier, DenoisingSparseAutoencoder):
-        statistics = defended.purifier.statistics(images[:1000])
-    return Report(
-        name=name,
+
+def _source(images: Tensor | ImageSource, labels: Tensor | None) -> ImageSource:
+    if isinstance(images, Tensor):
+        if labels is None:
+            raise ValueError("images without labels: give labels (N,), or a data set in the place of the images")
+        source: ImageSource = TensorImages(images, labels)
+    else:
+        source = images
+    if len(source) == 0:
+        raise ValueError("there are no images to evaluate")
+    return source
+
+
+def _judge(
+    defended: nn.Module,
+    source: ImageSource,
+    threat: ThreatModel,
+    store: RunStore,
+    settings: Settings,
+    draws: int,
+    probe: Tensor,
+    progress: Progress,
+) -> Judge:
+    if draws == 1:
+        check_deterministic(defended, probe)
+    with torch.no_grad():
+        classes = int(defended(probe[:1]).shape[1])
+    return Judge(
+        model=defended,
+        bare=defended.undefended if isinstance(defended, PurifiedClassifier) else defended,
+        source=source,
         threat=threat,
+        store=store,
+        draws=draws,
+        batch_size=store.settled("batch size", settings.batch_size or batch_size_from_memory(defended, probe)),
+        bfloat16=store.settled("bfloat16", draws == 1 and steps_in_bfloat16(settings.precision, defended, probe)),
         seed=settings.seed,
-        clean=Accuracy.of(clean > 0, "clean"),
-        undefended_clean=Accuracy.of(oblivious.clean_margin > 0, "clean"),
-        undefended={
-            attack: Accuracy.of(margins > 0, "oblivious", oblivious.description[attack], settings.seed)
-            for attack, margins in oblivious.margin.items()
-        },
-        oblivious={
-            attack: Accuracy.of(margins > 0, "oblivious", oblivious.description[attack], settings.seed)
-            for attack, margins in under.items()
-        },
-        recovered={
-            attack: Recovery.of(oblivious.clean_margin > 0, oblivious.margin[attack] > 0, margins > 0)
-            for attack, margins in under.items()
-        }
-        if wrapped
-        else {},
-        adaptive=Accuracy.of(lowest > 0, "adaptive", how, settings.seed),
-        broken_by=broken_by,
-        margins={
-            "clean": MarginSummary.of(clean),
-            "attacked": MarginSummary.of(oblivious.margin["PGD"]),
-            "purified": MarginSummary.of(under["PGD"]),
-            "adaptive": MarginSummary.of(lowest),
-        },
-        code=statistics,
-        classifier_macs=classifier_macs,
-        purifier_macs=count_macs(defended.purifier, shape) if isinstance(defended, PurifiedClassifier) else 0,
-        purifier_parameters=count_parameters(defended.purifier) if isinstance(defended, PurifiedClassifier) else 0,
-        milliseconds=milliseconds_per_image(defended, images[:32]),
-        per_image={
-            "label": labels,
-            "undefended_clean_margin": oblivious.clean_margin,
-            "clean_margin": clean,
-            **{f"undefended_{attack}_margin": margins for attack, margins in oblivious.margin.items()},
-            **{f"oblivious_{attack}_margin": margins for attack, margins in under.items()},
-            "adaptive_margin": lowest,
-        },
-        adaptive_images=worst,
+        pictures=settings.pictures,
+        progress=progress,
+        classes=classes,
     )
 
 
-def _attack_in_batches(
-    attack: Attack,
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    path: GradientPath | None,
-    settings: Settings,
-    label: str,
-    quiet: bool,
-) -> tuple[Tensor, Tensor]:
-    """Adversarial images (N, C, H, W) and the real model's margins on them (N,)."""
-    found, margins = [], []
-    with tqdm(total=len(images), desc=label, unit="image", disable=quiet or None, leave=False) as bar:
-        for start in range(0, len(images), settings.batch_size):
-            rows = slice(start, start + settings.batch_size)
-            generator = torch.Generator(device=images.device).manual_seed(settings.seed * 1_000_003 + start)
-            result = attack(model, images[rows], labels[rows], generator=generator, gradient=path)
-            found.append(result.adversarial)
-            margins.append(result.margin)
-            bar.update(len(labels[rows]))
-    return torch.cat(found), torch.cat(margins)
+def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath], settings: Settings) -> None:
+    """The checks and the curve, on the first images; each is written as soon as it is known."""
+    if settings.check_images == 0:
+        return
+    images, labels = judge.source.batch(torch.arange(min(settings.check_images, len(judge.source))))
+    sound = [i for i in range(len(labels)) if i not in judge.store.errors()]
+    if not sound:
+        return
+    examination = Examination(
+        model=defended,
+        images=images[sound],
+        labels=labels[sound],
+        threat=judge.threat,
+        paths=paths,
+        bare=judge.bare if isinstance(defended, PurifiedClassifier) else None,
+        draws=judge.draws,
+        steps=settings.check_steps,
+        seed=settings.seed,
+        bfloat16=judge.bfloat16,
+    )
+    with judge.progress.tasks([*CHECKS, "curve"], "checks") as tasks:
+        for task in tasks:
+            key = task if task == "curve" else f"check {task}"
+            if judge.store.finding(key) is not None:
+                continue
+            started = time.perf_counter()
+            found = accuracy_against_eps(examination) if task == "curve" else run_check(task, examination)
+            judge.store.add_finding(key, dataclasses.asdict(found), time.perf_counter() - started)
+
+
+def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
+    """What the defence costs, how sparse its code is, and the pictures of the report."""
+    images, labels = judge.source.batch(torch.arange(min(1000, len(judge.source))))
+    if judge.store.finding("costs") is None:
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        bare = defended.classifier if isinstance(defended, PurifiedClassifier) else defended
+        purifier = defended.purifier if isinstance(defended, PurifiedClassifier) else None
+        code = None
+        if isinstance(purifier, DenoisingSparseAutoencoder):
+            code = dataclasses.asdict(purifier.statistics(images))
+        judge.store.add_finding(
+            "costs",
+            {
+                "wrapped": purifier is not None,
+                "classifier_macs": count_macs(bare, shape),
+                "purifier_macs": count_macs(purifier, shape) if purifier is not None else 0,
+                "purifier_parameters": count_parameters(purifier) if purifier is not None else 0,
+                "milliseconds": milliseconds_per_image(defended, images[:32]),
+                "code": code,
+            },
+        )
+    if settings.pictures and judge.store.finding("gallery") is None:
+        few = slice(0, settings.pictures)
+        judge.store.add_finding("gallery", gallery(judge, defended, images[few], labels[few]))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 __all__ = ["bootstrap_interval", "wilson_interval"]
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927), as shares in [0, 1].
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927, equation 1), as shares in [0, 1].
+
+    ``successes`` may be a sum of shares, as of random defences: a share varies no more than a yes or no of the same mean, so the
+    interval is no narrower than it should be.
 
     Raises:
         ValueError: n of 0, or successes outside 0 … n.
@@ -18,10 +21,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     >>> tuple(round(bound, 3) for bound in wilson_interval(95, 100))
     (0.888, 0.978)
     """
-    if n < 1 or not 0 <= successes <= n:
+    if n < 1 or not -1e-9 <= successes <= n + 1e-9:
         raise ValueError(f"expected 0 to n successes of n ≥ 1 images, got {successes} of {n}")
-    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, share = float(norm.ppf(0.975)), min(max(successes / n, 0.0), 1.0)
+    centre = share + z * z / (2 * n)
+    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
 def bootstrap_interval(

@@ -13,7 +13,7 @@ from purify.eval.intervals import bootstrap_interval, wilson_interval
 
 __all__ = ["Accuracy", "Claim", "Recovery"]
 
-Claim = Literal["clean", "oblivious", "adaptive"]
+Claim = Literal["clean", "oblivious", "adaptive", "worst case"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Accuracy:
     claim: Claim
     attack: str
     """The attack and its settings in words; empty for clean images."""
-    right: int
+    right: float
+    """Images; a sum of shares for random defences."""
     n: int
     low: float
     """95 % Wilson interval, lower bound, as a share."""
@@ -32,8 +33,9 @@ class Accuracy:
 
     @classmethod
     def of(cls, correct: Tensor, claim: Claim, attack: str = "", seed: int = 0) -> Accuracy:
-        """From one bool an image, (N,)."""
-        right, n = int(correct.sum()), len(correct)
+        """From one bool an image, (N,), or the share of draws in which it is right."""
+        right, n = float(correct.double().sum()), len(correct)
+        right = int(right) if right == int(right) else right
         return cls(claim, attack, right, n, *wilson_interval(right, n), seed)
 
     @property
@@ -58,13 +60,14 @@ class Recovery:
 
     @classmethod
     def of(cls, clean: Tensor, attacked: Tensor, purified: Tensor, seed: int = 0) -> Recovery:
-        """From one bool an image each, (N,): right when clean and bare, attacked and bare, attacked and purified.
+        """From one bool an image each, (N,), or shares of draws: right when clean and bare, attacked and bare, attacked
+        and purified.
 
         >>> right, wrong = torch.tensor([True] * 10), torch.tensor([False] * 10)
         >>> Recovery.of(right, wrong, torch.tensor([True] * 9 + [False])).share
         0.9
         """
-        rows = torch.stack([clean, attacked, purified], 1).numpy().astype(np.float64)
+        rows = torch.stack([clean, attacked, purified], 1).double().numpy().astype(np.float64)
         before, under, after = rows.mean(0)
         share = (after - under) / (before - under) if before > under else float("nan")
         return cls(float(share), *bootstrap_interval(rows, seed=seed), len(rows))

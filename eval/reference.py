@@ -22,7 +22,8 @@ def read_reference(data: str) -> dict[str, Any] | None:
 def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     """What a recomputed table has that lies outside the reference's 95 % intervals; empty where all agrees.
 
-    Compared are clean, oblivious, adaptive and recovered accuracy of every row. Costs are not: they depend on the machine.
+    Compared are clean, oblivious, adaptive, worst-case and recovered accuracy of every row. Costs are not: they
+    depend on the machine.
 
     Args:
         table: ``DefenceTable.to_dict()``.
@@ -56,7 +57,7 @@ def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> 
 
 def _shares(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """For each accuracy its value and interval."""
-    found = {"clean": row["clean"], "adaptive": row["adaptive"]}
+    found = {"clean": row["clean"], "adaptive": row["adaptive"], "worst case": row["worst_case"]}
     found |= {f"{attack}, oblivious": value for attack, value in row["oblivious"].items()}
     shares = {name: (a["right"] / a["n"], a["low"], a["high"]) for name, a in found.items()}
     for attack, value in row["recovered"].items():

@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
 from purify.data import DataNotFoundError, ImageSet, load_dataset
 from purify.eval.baselines import BASELINES, make_baseline
-from purify.eval.curves import Curve, accuracy_against_eps
-from purify.eval.evaluate import Settings, craft_oblivious, evaluate
+from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
-__all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table"]
+__all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table", "file_stem"]
 
-FORMAT = 1
+FORMAT = 2
 """Of the JSON file."""
 
 
@@ -39,8 +38,6 @@ class TableSpec:
     threat: ThreatModel
     images: int = 1000
     """The first so many of the test split."""
-    curve_images: int = 200
-    """The first so many, for the curves of accuracy against eps."""
     settings: Settings = field(default_factory=Settings)
 
 
@@ -54,7 +51,6 @@ TABLES: dict[str, TableSpec] = {
         purifiers=("mnist-dsae",),
         threat=ThreatModel("linf", 0.2),
         images=500,
-        curve_images=100,
     ),
 }
 """The tables that ``purify tables`` makes; one a data set."""
@@ -66,29 +62,30 @@ class DefenceTable:
 
     spec: TableSpec
     reports: list[Report] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
     skipped: tuple[str, ...] = ()
     """Unreadable image files."""
     not_run: str = ""
     """Why there are no rows."""
-    images: Tensor | None = field(default=None, repr=False)
-    """(N, C, H, W), clean."""
-    attacked: Tensor | None = field(default=None, repr=False)
-    """(N, C, H, W), by PGD on the bare classifier."""
 
     def markdown(self) -> str:
         """Title line, table, and what each column's claim is."""
         title = f"### {self.spec.data}, {self.spec.threat}"
         if self.not_run:
             return f"{title}\n\nNot run: {self.not_run}"
-        first = self.reports[0]
+        failed = [f"{report.name}: {', '.join(report.failed)}" for report in self.reports if report.failed]
+        title += f" – CHECKS FAILED ({'; '.join(failed)})" if failed else ""
+        first, settings = self.reports[0], self.spec.settings
         skipped = f" {len(self.skipped)} unreadable images were skipped." if self.skipped else ""
+        errors = sum(len(report.errors) for report in self.reports)
+        wrong = f" {errors} answers were no number and count as wrong." if errors else ""
         note = (
             f"Classifier {self.spec.classifier}; n = {first.clean.n} test images, seed {first.seed}. Accuracies in % with 95 % "
             f"Wilson intervals; recovered = (purified − attacked) / (clean − attacked), 95 % bootstrap interval. Oblivious: "
-            f"{first.undefended['PGD'].attack} and FGSM, made on the bare classifier. Adaptive: made on purifier and classifier "
-            f"together, per-image worst case over transferred examples and every gradient path. Margins: medians, in logits. "
-            f"MACs: the purifier's over the classifier's. ms: for an image, both together, in batches of 32.{skipped}"
+            f"PGD with {settings.oblivious_steps} steps and FGSM, made on the bare classifier. Adaptive: made on purifier and "
+            f"classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient paths; worst case: "
+            f"over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of what FMN found, in units of "
+            f"eps. MACs: the purifier's over the classifier's. ms: for an image, both together, in batches of 32. Checks: S1 to S13, "
+            f"on the first {settings.check_images} images.{skipped}{wrong}"
         )
         return f"{title}\n\n{markdown_table(self.reports)}\n\n{note}"
 
@@ -98,7 +95,6 @@ class DefenceTable:
             "format": FORMAT,
             "spec": dataclasses.asdict(self.spec),
             "rows": [report.to_dict() for report in self.reports],
-            "curves": [dataclasses.asdict(curve) for curve in self.curves],
             "skipped": list(self.skipped),
             "not_run": self.not_run,
             "versions": library_versions(),
@@ -107,11 +103,11 @@ class DefenceTable:
     def save(self, folder: Path) -> list[Path]:
         """Write ``<data>.md``, ``<data>.json`` and ``<data>.<defence>.csv`` (one row an image); returns what was written."""
         folder.mkdir(parents=True, exist_ok=True)
-        stem = _file_stem(self.spec.data)
+        stem = file_stem(self.spec.data)
         table, figures = folder / f"{stem}.md", folder / f"{stem}.json"
         table.write_text(self.markdown() + "\n", encoding="utf-8")
         figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        return [table, figures, *(report.to_csv(folder / f"{stem}.{_file_stem(report.name)}.csv") for report in self.reports)]
+        return [table, figures, *(report.to_csv(folder / f"{stem}.{file_stem(report.name)}.csv") for report in self.reports)]
 
 
 def defence_table(
@@ -121,6 +117,7 @@ def defence_table(
     size: int | None = None,
     class_list: str | Path | None = None,
     baselines: tuple[str, ...] = BASELINES,
+    stores: Path | None = None,
     quiet: bool = False,
 ) -> DefenceTable:
     """Make one table. A data set that is not at hand gives a table that says so.
@@ -131,6 +128,7 @@ def defence_table(
         size: side in pixels for folders of images.
         class_list: class folders in label order.
         baselines: classical purifiers, names in ``purify.eval.baselines.BASELINES``.
+        stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
     """
     classifier = load_classifier(spec.classifier)
@@ -144,26 +142,37 @@ def defence_table(
         if name == "pca":
             training = load_dataset(spec.data, "train", data_root=data_root, size=size, class_list=class_list)
         purifiers[name] = make_baseline(name, training)
-    return _measure(spec, classifier, purifiers, test, quiet)
+    return _measure(spec, classifier, purifiers, test, stores, quiet)
 
 
 def _measure(
-    spec: TableSpec, classifier: NormalizedClassifier, purifiers: dict[str, nn.Module], test: ImageSet, quiet: bool
+    spec: TableSpec,
+    classifier: NormalizedClassifier,
+    purifiers: dict[str, nn.Module],
+    test: ImageSet,
+    stores: Path | None,
+    quiet: bool,
 ) -> DefenceTable:
-    images, labels = test.batch(slice(None))
     defences: dict[str, nn.Module] = {"none": classifier}
     defences |= {name: wrap(classifier, purifier.eval()) for name, purifier in purifiers.items()}
-    shared = craft_oblivious(classifier, images, labels, spec.threat, spec.settings, quiet=quiet)
     reports = [
-        evaluate(model, images, labels, spec.threat, settings=spec.settings, oblivious=shared, name=name, quiet=quiet)
+        evaluate(
+            model,
+            test,
+            None,
+            spec.threat,
+            settings=spec.settings,
+            name=name,
+            about={"data": spec.data, "split": test.split, "classifier": spec.classifier, "purifier": name},
+            store=":memory:" if stores is None else stores / f"{file_stem(spec.data)}.{file_stem(name)}.sqlite",
+            quiet=quiet,
+        )
         for name, model in defences.items()
     ]
-    few = slice(0, spec.curve_images)
-    curves = accuracy_against_eps(defences, classifier, images[few], labels[few], spec.threat, spec.settings, quiet=quiet)
-    return DefenceTable(spec, reports, curves, test.skipped, images=images, attacked=shared.images["PGD"])
+    return DefenceTable(spec, reports, test.skipped)
 
 
-def _file_stem(name: str) -> str:
+def file_stem(name: str) -> str:
     """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``."""
     kind, _, path = name.partition(":")
     return f"{kind}-{Path(path).stem}" if path else kind

@@ -1,4 +1,4 @@
-"""The command line: ``purify tables``, ``train``, ``evaluate``, ``checkpoints``."""
+"""The command line: ``purify tables``, ``evaluate``, ``report``, ``runs``, ``train``, ``checkpoints``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, Literal, TypeVar
 
 import tyro
 
-from purify.checkpoint import CheckpointError, list_checkpoints, load, load_classifier, read_card
+from purify.checkpoint import CheckpointError, list_checkpoints, load_classifier, read_card
 from purify.data import ImageSet, Split, load_dataset
 from purify.recipes import Recipe, find_recipe, list_recipes
 
@@ -21,6 +21,8 @@ _HELP = """Adversarial purification with a denoising sparse autoencoder, and an 
 commands:
   purify tables            the defence tables, for every data set at hand
   purify evaluate          one classifier and one purifier on one data set
+  purify report RUN        a finished run as one HTML file
+  purify runs              runs that are there: list, show, export
   purify train RECIPE      train a classifier or a purifier
   purify checkpoints       what is shipped, with its figures
 
@@ -50,11 +52,11 @@ class TablesCommand(DataOptions):
     data: tuple[str, ...] = ()
     """Data sets; default: all that have shipped checkpoints (digits, mnist)."""
     out: Path = Path("runs/tables")
-    """Folder for tables (Markdown, JSON, one CSV row an image) and figures."""
+    """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
     """How many test images; default: the table's own (all 450 digits, 500 of MNIST)."""
-    steps: int | None = None
-    """PGD steps; default: 40."""
+    suite: Literal["fast", "standard", "adaptive"] | None = None
+    """Of adaptive attacks; default: adaptive."""
     seed: int = 0
     """Of every random start."""
     check: bool = False
@@ -79,16 +81,54 @@ class EvaluateCommand(DataOptions):
     """Radius, in the units of images in [0, 1]: 0.0314 for 8/255."""
     images: int = 1000
     """The first so many of the test split."""
-    steps: int = 40
-    """PGD steps."""
-    restarts: int = 1
-    """Restarts of the adaptive PGD, along each gradient path."""
+    suite: Literal["fast", "standard", "random", "adaptive"] = "adaptive"
+    """Of attacks: fast for a first look; random for random defences."""
+    draws: int = 1
+    """Of a random defence, for gradients and verdicts: 20."""
+    checks: int = 64
+    """The first so many images serve the checks S1 to S13 and the curve; 0: neither."""
+    norms: int = 100
+    """The first so many images are attacked for their smallest adversarial norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of gradient steps; verdicts are float32's."""
+    batch_size: int | None = None
+    """Images attacked at once; default: from memory."""
     seed: int = 0
     """Of every random start."""
     out: Path = Path("runs/evaluate")
-    """Folder for the JSON file and the CSV (one row an image)."""
+    """Folder for the report (HTML, Markdown, JSON), the CSV (one row an image) and the store."""
+    store: Path | None = None
+    """SQLite file of the run; default: in the folder. The same command again goes on where it was."""
+    wait: float = 0.0
+    """Seconds to wait for another run that holds the store."""
+    tensorboard: Path | None = None
+    """Folder for the robust accuracy so far, for TensorBoard."""
     quiet: bool = False
     """No progress bars."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """A finished run as one self-contained HTML file, with Markdown and JSON of the same figures beside it."""
+
+    run: tyro.conf.Positional[Path]
+    """Store of the run (*.sqlite)."""
+    out: Path | None = None
+    """HTML file; default: beside the store."""
+
+
+@dataclass(frozen=True)
+class RunsCommand:
+    """Runs that are there: list, show or export."""
+
+    action: tyro.conf.Positional[Literal["list", "show", "export"]] = "list"
+    """list: every store under the folder; show: one in words; export: its rows (image, attack, restart, draw)."""
+    run: tyro.conf.Positional[Path] = Path("runs")
+    """Folder to list, or store (*.sqlite)."""
+    to: Literal["csv", "json", "parquet"] = "csv"
+    """Format of an export; parquet needs pyarrow."""
+    out: Path | None = None
+    """File of an export; default: beside the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +156,9 @@ class _Training(Generic[_Chosen]):
 
 def tables(command: TablesCommand) -> int:
     """Run ``purify tables``; 1 if ``--check`` found a difference."""
-    from purify.classifier import wrap
     from purify.eval.figures import save_figures
     from purify.eval.reference import compare_with_reference, read_reference
-    from purify.eval.tables import TABLES, defence_table
+    from purify.eval.tables import TABLES, defence_table, file_stem
 
     unknown = [name for name in command.data if name not in TABLES]
     if unknown:
@@ -127,14 +166,13 @@ def tables(command: TablesCommand) -> int:
     failed = False
     for name in command.data or TABLES:
         spec = TABLES[name]
-        settings = replace(spec.settings, seed=command.seed, steps=command.steps or spec.settings.steps)
+        settings = replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite)
         spec = replace(spec, settings=settings, images=command.images or spec.images)
-        table = defence_table(spec, data_root=command.data_root, quiet=command.quiet)
+        table = defence_table(spec, data_root=command.data_root, stores=command.out / "stores", quiet=command.quiet)
         print(f"\n{table.markdown()}\n")
         written = table.save(command.out)
         if table.reports:
-            defended = wrap(load_classifier(spec.classifier), load(spec.purifiers[0]))
-            written += save_figures(table, defended, command.out, name)
+            written += save_figures(table, command.out, file_stem(name))
         print("wrote " + ", ".join(str(path) for path in written))
         if command.check and table.reports:
             reference = read_reference(name)
@@ -151,8 +189,9 @@ def evaluate(command: EvaluateCommand) -> int:
     from purify.eval import Settings
     from purify.eval import evaluate as run
     from purify.eval.baselines import BASELINES, make_baseline
+    from purify.eval.html import save_report
+    from purify.eval.tables import file_stem
 
-    threat = ThreatModel(command.norm, command.eps)
     classifier = load_classifier(command.classifier)
     defended = None
     if command.purifier in BASELINES:
@@ -161,13 +200,60 @@ def evaluate(command: EvaluateCommand) -> int:
     elif command.purifier != "none":
         defended = wrap(classifier, command.purifier)
     test = command.load(command.data, "test").first(command.images)
-    images, labels = test.batch(slice(None))
-    settings = Settings(steps=command.steps, restarts=command.restarts, seed=command.seed)
     name = Path(command.purifier).stem
-    report = run(defended or classifier, images, labels, threat, settings=settings, name=name, quiet=command.quiet)
-    skipped = f", {len(test.skipped)} unreadable images skipped" if test.skipped else ""
-    print(f"\n{command.data}, {threat}, classifier {command.classifier}, n = {len(test)}{skipped}\n\n{report.table()}\n")
-    print(f"wrote {report.to_json(command.out / f'{name}.json')}, {report.to_csv(command.out / f'{name}.csv')}")
+    stem = f"{file_stem(command.data)}.{name}"
+    report = run(
+        defended or classifier,
+        test,
+        None,
+        ThreatModel(command.norm, command.eps),
+        settings=Settings(
+            suite=command.suite,
+            draws=command.draws,
+            check_images=command.checks,
+            norm_images=command.norms,
+            batch_size=command.batch_size,
+            precision=command.precision,
+            seed=command.seed,
+        ),
+        name=name,
+        about={"data": command.data, "split": test.split, "classifier": command.classifier, "purifier": command.purifier},
+        store=command.store or command.out / f"{stem}.sqlite",
+        wait=command.wait,
+        tensorboard=command.tensorboard,
+        quiet=command.quiet,
+    )
+    skipped = f" ({len(test.skipped)} unreadable images skipped)" if test.skipped else ""
+    print(f"\n{command.data}{skipped}, classifier {command.classifier}, {report.table()}\n")
+    written = [*save_report(report, command.out / f"{stem}.html"), report.to_csv(command.out / f"{stem}.csv")]
+    print(f"wrote {', '.join(str(path) for path in [command.store or command.out / f'{stem}.sqlite', *written])}")
+    return 0
+
+
+def report(command: ReportCommand) -> int:
+    """Run ``purify report``."""
+    from purify.eval import Report
+    from purify.eval.html import save_report
+    from purify.eval.store import RunStore
+
+    with RunStore(command.run, None) as store:
+        found = Report.of(store)
+    written = save_report(found, command.out or command.run.with_suffix(".html"))
+    print(f"wrote {', '.join(str(path) for path in written)}")
+    return 0
+
+
+def runs(command: RunsCommand) -> int:
+    """Run ``purify runs``."""
+    from purify.eval.runs import export_run, find_runs, show_run
+
+    if command.action == "show":
+        print(show_run(command.run))
+    elif command.action == "export":
+        print(f"wrote {export_run(command.run, command.to, command.out or command.run.with_suffix(f'.{command.to}'))}")
+    else:
+        found = find_runs(command.run)
+        print("\n".join(map(str, found)) if found else f"no runs under {command.run}")
     return 0
 
 
@@ -216,6 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "tables": lambda rest: tables(tyro.cli(TablesCommand, args=rest, prog="purify tables")),
         "evaluate": lambda rest: evaluate(tyro.cli(EvaluateCommand, args=rest, prog="purify evaluate")),
+        "report": lambda rest: report(tyro.cli(ReportCommand, args=rest, prog="purify report")),
+        "runs": lambda rest: runs(tyro.cli(RunsCommand, args=rest, prog="purify runs")),
         "train": train,
         "checkpoints": lambda rest: checkpoints(),
     }
@@ -232,7 +320,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return commands[words[0]](words[1:])
-    except (ValueError, CheckpointError, FileNotFoundError, FloatingPointError) as error:  # meant for people: no traceback
+    except (
+        ValueError,
+        CheckpointError,
+        FileNotFoundError,
+        FloatingPointError,
+        ModuleNotFoundError,
+    ) as error:  # meant for people: no traceback
         print(f"purify {words[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:

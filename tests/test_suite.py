@@ -30,7 +30,7 @@ def test_suites_can_be_printed_and_extended(name: str) -> None:
     suite = make_suite(name, LINF)
     assert str(suite).startswith(f"{name}: ")
     assert all(entry.name in str(suite) and str(entry.attack) in str(suite) for entry in suite.entries)
-    longer = suite.with_entries(Entry("noise", RandomSearch(LINF), every_path=False))
+    longer = suite.with_entries(Entry("noise", RandomSearch(LINF), along="once"))
     assert [entry.name for entry in longer.entries] == [entry.name for entry in suite.entries] + ["noise"]
     assert "autoattack" not in str(suite).lower()
 

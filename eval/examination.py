@@ -1,0 +1,161 @@
+"""A defence on the bench: a few images, and every attack that some check asked for, each run once."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import APGD, Attack, GradientPath, ThreatModel, eot, exact, verdict
+from purify.attacks.gradient import Model
+
+__all__ = ["Examination", "freeze", "in_float64"]
+
+
+@dataclass(kw_only=True)
+class Examination:
+    """What the checks need to know, and what they have measured so far.
+
+    Shares are (n,), one an image: of the draws in which it is classified rightly; 0 or 1 for a deterministic model.
+    """
+
+    model: Model
+    """The defence: images in [0, 1] to logits."""
+    images: Tensor
+    """(n, C, H, W)."""
+    labels: Tensor
+    """(n,)."""
+    threat: ThreatModel
+    paths: Mapping[str, GradientPath]
+    """Gradient paths by name (``purify.attacks.every_path``)."""
+    bare: Model | None = None
+    """The classifier without the defence; None if there is none to tell apart."""
+    draws: int = 1
+    """Of a random defence: gradients are averaged over so many draws, and verdicts taken over as many."""
+    steps: int = 50
+    """Of APGD."""
+    queries: int = 1000
+    """Of Square."""
+    random_draws: int = 10_000
+    """Random points in the ball, for each of at most 16 images."""
+    seed: int = 0
+    bfloat16: bool = False
+    """Gradient steps under autocast."""
+    progress: Callable[[str], None] | None = None
+    """Told what is being measured."""
+    _done: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    farthest: float = 0.0
+    """Largest distance of an adversarial image so far, as a share of its eps."""
+
+    def __post_init__(self) -> None:
+        self.has_gradient = True
+        try:
+            exact(self.model)(self.images[:2], lambda logits: logits.logsumexp(1))
+        except ValueError:
+            self.has_gradient = False
+
+    @property
+    def classes(self) -> int:
+        """Of the model."""
+        with torch.no_grad():
+            return int(self.model(self.images[:1]).shape[1])
+
+    def attack(self, eps: float | None = None, *, steps: int | None = None, restarts: int = 1) -> APGD:
+        """The one that the checks compare with: APGD on cross-entropy."""
+        threat = self.threat if eps is None else ThreatModel(self.threat.norm, eps)
+        return APGD(threat, steps=steps or self.steps, restarts=restarts, early_stop=self.draws == 1)
+
+    def clean(self) -> Tensor:
+        """Shares on the untouched images."""
+        return self._once("clean", lambda: verdict(self.model, self.images, self.labels, self.draws)[0].double().mean(0))
+
+    def under(
+        self, attack: Attack, path: str = "exact", *, bare: bool = False, draws: int | None = None, again: int = 0
+    ) -> Tensor:
+        """Shares under an attack.
+
+        Args:
+            attack: on all images.
+            path: a name of ``paths``, or ``exact``; a model that cuts its gradient off stands as it is along the exact one.
+            bare: attack the classifier without the defence instead.
+            draws: for the attacker's gradient; None: those of the examination.
+            again: another number gives another random start.
+        """
+        average = self.draws if draws is None else draws
+        key = f"{attack}|{path}|{bare}|{average}|{again}"
+
+        def measure() -> Tensor:
+            model = self.bare if bare else self.model
+            assert model is not None
+            if path == "exact" and not bare and not self.has_gradient:
+                return self.clean()
+            gradient = self.paths[path] if path in self.paths and not bare else exact(model)
+            result = attack(
+                model,
+                self.images,
+                self.labels,
+                generator=torch.Generator().manual_seed(self.seed * 1_000_003 + zlib.crc32(key.encode())),
+                gradient=gradient if average == 1 else eot(gradient, average),
+                precision="bfloat16" if self.bfloat16 and average == 1 else "float32",
+            )
+            self.farthest = max(self.farthest, float(result.distance.max()) / max(attack.threat.eps, 1e-12))
+            right = verdict(model, result.adversarial, self.labels, 1 if bare else self.draws)[0].double().mean(0)
+            return torch.minimum(right, self.clean()) if not bare and self.draws == 1 else right
+
+        return self._once(key, measure)
+
+    def transferred(self, attack: Attack) -> Tensor:
+        """Shares of the defence under images that were attacked on the bare classifier."""
+
+        def measure() -> Tensor:
+            assert self.bare is not None
+            generator = torch.Generator().manual_seed(self.seed)
+            result = attack(self.bare, self.images, self.labels, generator=generator)
+            return verdict(self.model, result.adversarial, self.labels, self.draws)[0].double().mean(0)
+
+        return self._once(f"{attack}|transferred", measure)
+
+    def worst(self, eps: float | None = None) -> Tensor:
+        """Lowest share of each image over all gradient paths, by :meth:`attack` at ``eps``."""
+        return torch.stack([self.clean(), *(self.under(self.attack(eps), path) for path in self.paths)]).amin(0)
+
+    def _once(self, key: str, measure: Callable[[], Tensor]) -> Tensor:
+        if key not in self._done:
+            if self.progress is not None:
+                self.progress(key.partition("|")[0])
+            self._done[key] = measure()
+        return self._done[key]
+
+
+def freeze(model: Model, seed: int = 0) -> Model:
+    """The model with the same randomness at every pass: torch's own generator and those that its modules hold begin anew.
+
+    >>> noisy = lambda x: x.flatten(1) + torch.rand(len(x), 2)
+    >>> x = torch.zeros(1, 1, 1, 2)
+    >>> torch.equal(noisy(x), noisy(x)), torch.equal(freeze(noisy)(x), freeze(noisy)(x))
+    (False, True)
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    generators = [value for module in modules for value in vars(module).values() if isinstance(value, torch.Generator)]
+
+    def frozen(images: Tensor) -> Tensor:
+        states = [generator.get_state() for generator in generators]
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            torch.manual_seed(seed)
+            for generator in generators:
+                generator.manual_seed(seed)
+            logits = model(images)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return logits
+
+    return frozen
+
+
+def in_float64(model: Model) -> Model | None:
+    """A copy that computes in float64; None for functions, whose weights cannot be reached."""
+    return copy.deepcopy(model).double() if isinstance(model, nn.Module) else None

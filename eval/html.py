@@ -1,0 +1,198 @@
+"""A report as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import torch
+
+from purify import __version__
+from purify.eval.recovery import Accuracy
+from purify.eval.report import Report
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["render_html", "render_markdown", "save_report", "verdict_in_words"]
+
+_INK = "#010203"  # replaced by the page's own text colour, so that figures follow light and dark
+_STYLE = {
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "purify",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.color": _INK,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_LINES = (("#6b7280", "-"), ("#0d9488", ":"), ("#d97706", "--"), ("#8b5cf6", "-."))
+
+
+def save_report(report: Report, path: Path) -> list[Path]:
+    """Write ``path`` (HTML), and Markdown and JSON of the same figures beside it; returns what was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    markdown = path.with_suffix(".md")
+    path.write_text(render_html(report), encoding="utf-8")
+    markdown.write_text(render_markdown(report), encoding="utf-8")
+    return [path, markdown, report.to_json(path.with_suffix(".json"))]
+
+
+def verdict_in_words(report: Report) -> list[str]:
+    """What was found, for someone who reads nothing else: one sentence an entry."""
+    of = f"of {report.clean.n} images"
+    said = [
+        f"Untouched, {_share(report.clean)} {of} are classified rightly.",
+        f"Against an attacker who does not know the purifier (PGD on the bare classifier), {_share(report.oblivious['PGD'])} "
+        "stand; "
+        f"without the purifier {_share(report.undefended['PGD'])} do."
+        if report.recovered
+        else f"This is a classifier without a purifier: under PGD {_share(report.oblivious['PGD'])} stand.",
+        f"Against an attacker who knows everything, at most {_share(report.worst_case)} stand at {report.threat}. "
+        "No attack proves anything: a stronger one may find less, and nothing here is certified.",
+    ]
+    if report.failed:
+        said.append(
+            f"Do not rely on these figures: {len(report.failed)} of the evaluation's checks of itself failed "
+            f"({', '.join(report.failed)})."
+        )
+    elif report.checks:
+        said.append("The evaluation's checks of itself found nothing that would make these figures too good.")
+    else:
+        said.append("The evaluation's checks of itself were not run.")
+    if report.errors:
+        said.append(f"{len(report.errors)} images led to answers that are no number; they count as wrong.")
+    return said
+
+
+def render_markdown(report: Report) -> str:
+    """The same figures as Markdown."""
+    lines = [f"# {report.name}, {report.threat}", "", *verdict_in_words(report), "", report.table(), "", "## Accuracies", ""]
+    lines += ["| claim | accuracy, % [95 %] | n | attack |", "|---|---|---|---|"]
+    lines += [f"| {claim} | {accuracy} | {accuracy.n} | {accuracy.attack or '–'} |" for claim, accuracy in _accuracies(report)]
+    lines += ["", "## Checks", "", "| check | what ought to be | verdict | figures |", "|---|---|---|---|"]
+    lines += [f"| {check.id} | {check.title} | {check.verdict} | {check.words} |" for check in report.checks]
+    lines += ["", "## Again", "", "```bash", reproduce(report), "```", ""]
+    return "\n".join(lines)
+
+
+def render_html(report: Report) -> str:
+    """The whole page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("purify.eval", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    stages = [(name, broken, report.seconds.get(name, 0.0)) for name, broken in report.broken_by.items()]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        verdict=verdict_in_words(report),
+        accuracies=_accuracies(report),
+        stages=stages,
+        margins=_draw(report, _margins),
+        curve=None if report.curve is None else _draw(report, _curves),
+        tags=sorted({tag for entry in report.gallery for tag in entry["tags"]}),
+        views={"oblivious": "oblivious PGD", "adaptive": "adaptive, the worst found", "clean": "clean"},
+        reproduce=reproduce(report),
+        version=__version__,
+    )
+
+
+def reproduce(report: Report) -> str:
+    """The command that makes this report again."""
+    about, settings = report.configuration["about"], report.configuration["settings"]
+    if not {"data", "classifier", "purifier"} <= about.keys():
+        return f"# made from Python: purify.eval.evaluate(…, name={report.name!r}); its settings are in the JSON file"
+    options = {
+        "data": about["data"],
+        "classifier": about["classifier"],
+        "purifier": about["purifier"],
+        "norm": report.threat.norm,
+        "eps": repr(report.threat.eps),
+        "images": report.clean.n,
+        "suite": settings["suite"],
+        "draws": settings["draws"],
+        "checks": settings["check_images"],
+        "norms": settings["norm_images"],
+        "seed": settings["seed"],
+    }
+    return "purify evaluate " + " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
+
+
+def _share(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.share:.1f} % (95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})"
+
+
+def _accuracies(report: Report) -> list[tuple[str, Accuracy]]:
+    rows = [("clean, without the purifier", report.undefended_clean)] if report.recovered else []
+    rows += [("clean", report.clean)]
+    if report.recovered:
+        rows += [(f"{name}, without the purifier", accuracy) for name, accuracy in report.undefended.items()]
+    rows += [(f"{name}, oblivious", accuracy) for name, accuracy in report.oblivious.items()]
+    return [*rows, ("adaptive", report.adaptive), ("worst case", report.worst_case)]
+
+
+def _draw(report: Report, paint: Callable[[Axes, Report], None]) -> str:
+    """A figure as inline SVG in the page's colours."""
+    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure, axis = plt.subplots(figsize=(7.2, 3.4))
+        paint(axis, report)
+        figure.tight_layout()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+    svg = buffer.getvalue()
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*" width="[^"]*"', r"<svg \1\2", svg)
+    return svg[svg.index("<svg") :].replace(_INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def _margins(axis: Axes, report: Report) -> None:
+    rows = report.per_image
+    shown = {
+        "clean": rows["clean_margin"],
+        "oblivious PGD, without the purifier": rows["undefended_PGD_margin"],
+        "oblivious PGD": rows["oblivious_PGD_margin"],
+        "adaptive, lowest found": rows["adaptive_margin"],
+    }
+    finite = {name: values[torch.isfinite(values)].numpy() for name, values in shown.items()}
+    everything = np.concatenate(list(finite.values()))
+    low, high = (float(v) for v in np.percentile(everything, [0.5, 99.5])) if len(everything) else (0.0, 1.0)
+    bins = list(np.linspace(low, high if high > low else low + 1, 60))
+    for (colour, line), (name, values) in zip(_LINES, finite.items(), strict=True):
+        clipped = np.clip(values, bins[0], bins[-1])
+        axis.hist(clipped, bins, histtype="step", color=colour, linestyle=line, linewidth=1.8, label=name)
+    axis.axvline(0, color=_INK, linewidth=0.8)
+    axis.set_xlabel("margin: logit of the true class − largest other (negative: misclassified)")
+    axis.set_ylabel("images")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _curves(axis: Axes, report: Report) -> None:
+    assert report.curve is not None
+    series: dict[str, list[Any]] = {"oblivious": report.curve.oblivious, "adaptive": report.curve.adaptive}
+    for (colour, line), (claim, accuracies) in zip((_LINES[1], _LINES[2]), series.items(), strict=True):
+        if accuracies:
+            shares = [100 * a.share for a in accuracies]
+            axis.plot(report.curve.eps, shares, color=colour, linestyle=line, marker="o", markersize=4, label=claim)
+            low, high = [100 * a.low for a in accuracies], [100 * a.high for a in accuracies]
+            axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.15)
+    axis.axvline(report.threat.eps, color=_INK, linewidth=0.8, linestyle=":")
+    axis.set_xlabel(f"eps ({report.threat.norm}); dotted: this report's")
+    axis.set_ylabel("accuracy, %")
+    axis.set_ylim(-2, 102)
+    axis.legend(frameon=False, fontsize=9)

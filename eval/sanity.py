@@ -1,0 +1,293 @@
+"""S1 to S13: signs that an evaluation flatters its defence. Each check can be called by itself.
+
+After Carlini et al. 2019 («On evaluating adversarial robustness», section 5), Athalye, Carlini & Wagner 2018 (section 3.1) and
+the flags of AutoAttack (Croce & Hein 2020). A difference counts only if it is beyond chance on the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import FGSM, Square, every_path, exact
+from purify.attacks.objective import make_objective
+from purify.eval.examination import Examination, freeze, in_float64
+from purify.eval.fakes import GradientKiller, HardQuantiser
+from purify.eval.intervals import wilson_interval
+from purify.eval.judge import covering
+from purify.eval.paired import PairedComparison
+
+__all__ = ["CHECKS", "Check", "check_line", "run_check", "run_checks"]
+
+Verdict = Literal["pass", "fail", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found."""
+
+    id: str
+    title: str
+    """What ought to be so."""
+    verdict: Verdict
+    words: str
+    """The figures that decided."""
+
+
+Answer = tuple[bool | None, str]
+"""Whether it is as it ought to be (None: the check does not apply), and the figures."""
+
+
+def _percent(share: Tensor) -> str:
+    return f"{100 * float(share.mean()):.1f} %"
+
+
+def _s1(e: Examination) -> Answer:
+    single, iterative = e.under(FGSM(e.threat, early_stop=e.draws == 1)), e.under(e.attack())
+    return not PairedComparison.of(iterative, single).higher, f"FGSM leaves {_percent(single)}, APGD {_percent(iterative)}"
+
+
+def eps_grid(e: Examination) -> list[float]:
+    """Half of the threat's eps, eps, twice, four times, and half of the way across the cube and all of it, in order."""
+    full = covering(e.threat, e.images.shape[1:]).eps
+    return sorted({eps for share in (0.5, 1, 2, 4) if (eps := share * e.threat.eps) < full / 2} | {full / 2, full})
+
+
+def _s2(e: Examination) -> Answer:
+    grid = eps_grid(e)
+    shares = [e.worst(eps) for eps in grid]
+    rises = [
+        f"{_percent(shares[i])} at {grid[i]:.3g} and {_percent(shares[j])} at {grid[j]:.3g}"
+        for i in range(len(grid))
+        for j in range(i + 1, len(grid))
+        if PairedComparison.of(shares[j], shares[i]).higher
+    ]
+    falling = ", ".join(f"{eps:.3g}: {_percent(share)}" for eps, share in zip(grid, shares, strict=True))
+    return not rises, "; ".join(rises) if rises else falling
+
+
+def _s3(e: Examination) -> Answer:
+    full = covering(e.threat, e.images.shape[1:]).eps
+    half, whole = e.worst(full / 2), e.worst(full)
+    chance = 1 / e.classes
+    low, _ = wilson_interval(round(float(half.sum())), len(half))
+    allowed = 0.0 if e.draws == 1 else chance
+    low_whole, _ = wilson_interval(round(float(whole.sum())), len(whole))
+    good = low <= chance and (low_whole <= allowed)
+    return good, f"{_percent(half)} half way across the cube (chance {100 * chance:.0f} %), {_percent(whole)} all the way"
+
+
+def _s4(e: Examination) -> Answer:
+    base = e.under(e.attack())
+    stronger = {
+        "twice the steps": torch.minimum(base, e.under(e.attack(steps=2 * e.steps))),
+        "another start": torch.minimum(base, e.under(e.attack(), again=1)),
+    }
+    if e.draws > 1:
+        stronger["twice the draws"] = torch.minimum(base, e.under(e.attack(), draws=2 * e.draws))
+    bad = [
+        name
+        for name, share in stronger.items()
+        if float(base.mean() - share.mean()) > 0.01 and PairedComparison.of(base, share).higher
+    ]
+    figures = ", ".join(f"{name}: {_percent(share)}" for name, share in stronger.items())
+    return not bad, f"APGD {e.steps} steps leaves {_percent(base)}; {figures}"
+
+
+def _more(e: Examination, standing: Tensor, name: str, share: Tensor) -> tuple[bool, str]:
+    """Whether something breaks more of what stands than another start of the exact gradient does, beyond a few."""
+    control = int(((standing > 0) & (e.under(e.attack(), again=1) <= 0)).sum()) if e.has_gradient else 0
+    broken = int(((standing > 0) & (share <= 0)).sum())
+    few = max(1, round(0.02 * len(standing)))
+    return broken - control > few, f"{name} breaks {broken} of {int((standing > 0).sum())} that stood (another start: {control})"
+
+
+def _s5(e: Examination) -> Answer:
+    if e.threat.norm == "l1":
+        return None, "Square has no L1 form here"
+    square = e.under(Square(e.threat, queries=e.queries, early_stop=e.draws == 1), "none")
+    bad, words = _more(e, e.worst(), f"Square with {e.queries} queries", square)
+    return not bad, words
+
+
+def _s6(e: Examination) -> Answer:
+    others = [path for path in e.paths if path != "exact"]
+    if not others:
+        return None, "there is one gradient path only"
+    found = [_more(e, e.under(e.attack()), path, e.under(e.attack(), path)) for path in others]
+    return not any(bad for bad, _ in found), "; ".join(words for _, words in found)
+
+
+def _s7(e: Examination) -> Answer:
+    stand = (e.worst() > 0.5).nonzero().flatten()[:16]
+    if len(stand) == 0:
+        return None, "no image stands"
+    generator = torch.Generator().manual_seed(e.seed)
+    broken = torch.zeros(len(stand), dtype=torch.bool)
+    at_once = max(1, 256 // len(stand))
+    with torch.no_grad():
+        for done in range(0, e.random_draws, at_once):
+            count = min(at_once, e.random_draws - done)
+            points = e.threat.random_point(e.images[stand].repeat(count, 1, 1, 1), generator)
+            wrong = e.model(points).argmax(1) != e.labels[stand].repeat(count)
+            share = wrong.view(count, len(stand)).double().mean(0) if e.draws > 1 else wrong.view(count, len(stand)).any(0)
+            broken |= share > 0.5
+    return not bool(broken.any()), f"{e.random_draws} random draws break {int(broken.sum())} of {len(stand)} images that stood"
+
+
+def _s8(e: Examination) -> Answer:
+    if not e.has_gradient:
+        return False, "no gradient arrives at the images: the model detaches, or has a step that is not differentiable"
+    right = (e.clean() > 0).nonzero().flatten()
+    found, worst = [], 0.0
+    for loss in ("ce", "dlr" if e.classes >= 3 else "margin"):
+        objective = make_objective(loss)
+        labels = e.labels[right]
+        gradient = exact(e.model)(e.images[right], lambda logits, f=objective, y=labels: f(logits, y, None)).gradient.flatten(1)  # type: ignore[misc]
+        dead = float((~torch.isfinite(gradient).all(1) | (gradient == 0).all(1)).double().mean())
+        worst = max(worst, dead)
+        found.append(f"{loss.upper()}: {100 * dead:.1f} %")
+    return worst <= 0.01, f"images whose gradient is zero or not finite: {', '.join(found)}"
+
+
+def _s9(e: Examination) -> Answer:
+    precise = in_float64(e.model)
+    if precise is None:
+        return None, "the model is a function, and cannot be copied to float64"
+    if not e.has_gradient:
+        return None, "there is no gradient (S8)"
+    model = freeze(precise, e.seed)
+    x = 0.05 + 0.9 * e.images[:8].double()  # away from the walls, so that a step does not leave [0, 1]
+    objective, labels = make_objective("margin"), e.labels[:8]
+
+    def loss(logits: Tensor) -> Tensor:
+        return objective(logits, labels, None)
+
+    gradient = exact(model)(x, loss).gradient
+    generator = torch.Generator().manual_seed(e.seed)
+    errors, h = [], 1e-5
+    for direction in [gradient, *(torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(4))]:
+        unit = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+        with torch.no_grad():
+            measured = (loss(model(x + h * unit)) - loss(model(x - h * unit))) / (2 * h)
+        expected = (gradient * unit).flatten(1).sum(1)
+        size = torch.maximum(measured.abs(), expected.abs())
+        if direction is gradient:
+            scale = size
+        errors.append(torch.where(size > 1e-9 * (1 + scale), (measured - expected).abs() / size.clamp_min(1e-30), 0.0))
+    typical = float(torch.stack(errors).median())
+    return typical < 0.05, f"median relative difference between autograd and central differences (float64): {typical:.1e}"
+
+
+def _s10(e: Examination) -> Answer:
+    if e.draws == 1:
+        return None, "the model is not random"
+    attack = e.attack()
+    plain = e.under(attack, draws=1)
+    model = freeze(e.model, e.seed)
+    found = attack(model, e.images, e.labels, generator=torch.Generator().manual_seed(e.seed))
+    held = (model(found.adversarial).argmax(1) == e.labels).double()
+    good = not PairedComparison.of(held, plain).higher and not PairedComparison.of(plain, held).higher
+    return good, f"one attack without averaging leaves {_percent(plain)}, with the randomness held fixed {_percent(held)}"
+
+
+def _s11(e: Examination) -> Answer:
+    if e.bare is None:
+        return None, "there is no undefended model to compare with"
+    full = covering(e.threat, e.images.shape[1:]).eps
+    near, far = e.under(e.attack(), bare=True), e.under(e.attack(full / 2), bare=True)
+    low, _ = wilson_interval(round(float(far.sum())), len(far))
+    chance = 1 / e.classes
+    return low <= chance, f"undefended: {_percent(near)} at {e.threat}, {_percent(far)} half way across the cube"
+
+
+def _s12(e: Examination) -> Answer:
+    e.worst()
+    return e.farthest <= 1 + 1e-4, f"the farthest adversarial image is at {e.farthest:.4f} of its eps; none left [0, 1]"
+
+
+def _s13(e: Examination) -> Answer:
+    bare = e.bare if e.bare is not None else e.model
+    found = []
+    for stage in (GradientKiller(), HardQuantiser()):
+        fake = _Fake(stage, bare)
+        planted = Examination(
+            model=fake,
+            images=e.images[:24],
+            labels=e.labels[:24],
+            threat=e.threat,
+            paths=every_path(fake, stage=stage, rest=bare, probe=e.images[:2]),
+            bare=bare,
+            draws=e.draws,
+            steps=min(e.steps, 20),
+            seed=e.seed,
+        )
+        caught = [name for name in ("S6", "S8") if run_check(name, planted).verdict == "fail"]
+        found.append((type(stage).__name__, caught))
+    words = ", ".join(f"{name}: {' and '.join(caught) or 'NOT caught'}" for name, caught in found)
+    return all(caught for _, caught in found), f"planted in front of the same classifier, {words}"
+
+
+class _Fake(nn.Module):
+    def __init__(self, stage: nn.Module, rest: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stage, self.rest = stage, rest
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rest(self.stage(images))
+
+
+CHECKS: dict[str, tuple[str, Callable[[Examination], Answer]]] = {
+    "S1": ("iterative attacks are at least as strong as FGSM", _s1),
+    "S2": ("accuracy does not rise with eps", _s2),
+    "S3": ("a ball of half the cube leaves chance, the whole cube nothing", _s3),
+    "S4": ("more steps, starts or draws change nothing", _s4),
+    "S5": ("an attack without gradients breaks no more", _s5),
+    "S6": ("transfer and BPDA break no more than the exact gradient", _s6),
+    "S7": ("random draws break nothing that stood", _s7),
+    "S8": ("gradients are neither zero nor infinite", _s8),
+    "S9": ("autograd agrees with finite differences", _s9),
+    "S10": ("fixed randomness changes nothing", _s10),
+    "S11": ("the same attack breaks the undefended model", _s11),
+    "S12": ("every adversarial image is inside its ball and [0, 1]", _s12),
+    "S13": ("a planted fake defence is caught", _s13),
+}
+"""What ought to be so, and how it is found out."""
+
+
+def run_check(name: str, examination: Examination) -> Check:
+    """One check by its id.
+
+    Raises:
+        ValueError: unknown id.
+    """
+    if name not in CHECKS:
+        raise ValueError(f"unknown check {name!r}; known: {', '.join(CHECKS)}")
+    title, find = CHECKS[name]
+    good, words = find(examination)
+    return Check(name, title, "not applicable" if good is None else "pass" if good else "fail", words)
+
+
+def run_checks(examination: Examination, names: Iterable[str] = tuple(CHECKS)) -> list[Check]:
+    """Several checks, by default all; they share what each has measured."""
+    return [run_check(name, examination) for name in names]
+
+
+def check_line(checks: list[Check]) -> str:
+    """One line for the head of a table.
+
+    >>> check_line([Check("S1", "", "pass", ""), Check("S6", "", "fail", ""), Check("S10", "", "not applicable", "")])
+    'FAILED: S6; passed: S1; not applicable: S10'
+    """
+    if not checks:
+        return "not run"
+    named = {word: [c.id for c in checks if c.verdict == verdict] for word, verdict in _LINE.items()}
+    return "; ".join(f"{word}: {', '.join(ids)}" for word, ids in named.items() if ids)
+
+
+_LINE: dict[str, Verdict] = {"FAILED": "fail", "passed": "pass", "not applicable": "not applicable"}
