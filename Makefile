@@ -18,7 +18,15 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.core
 demo: $(VENV)/.core  ## the defence table on the embedded digits, with the shipped checkpoint -> runs/demo/
 	$(BIN)/purify tables --data digits --out runs/demo
 
-test: $(VENV)/.dev  ## lint, types and the whole test suite
+# For the report's tests: a browser that is there, else Debian's (as root), else playwright's own. Without any they are skipped.
+$(VENV)/.browser: $(VENV)/.dev
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy --no-install-recommends chromium; } \
+	|| $(BIN)/playwright install --only-shell chromium \
+	|| echo "no browser could be installed: the report's browser tests will be skipped"
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)/.browser  ## lint, types and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,12 +14,23 @@ from scipy.ndimage import median_filter
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+from torchvision.transforms.functional import gaussian_blur
 
 from purify.data import ImageSet
 
-__all__ = ["BASELINES", "JPEG", "MedianFilter", "PCAProjection", "make_baseline"]
-
-BASELINES = ("jpeg", "median", "pca")
+__all__ = [
+    "BASELINES",
+    "IN_EVERY_TABLE",
+    "JPEG",
+    "BitDepth",
+    "GaussianFilter",
+    "GaussianNoise",
+    "MedianFilter",
+    "PCAProjection",
+    "TotalVariation",
+    "WaveletThreshold",
+    "make_baseline",
+]
 
 
 class JPEG(nn.Module):
@@ -81,16 +97,129 @@ class PCAProjection(nn.Module):
         return f"components={len(self.components)}"
 
 
+class GaussianFilter(nn.Module):
+    """Blur with a Gaussian, by torchvision. It has a gradient."""
+
+    def __init__(self, sigma: float = 0.7) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1]; sigma is in pixels."""
+        reach = min(math.ceil(3 * self.sigma), (min(images.shape[-2:]) - 1) // 2)
+        blurred: Tensor = gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma] * 2)
+        return blurred
+
+    def extra_repr(self) -> str:
+        """Its width."""
+        return f"sigma={self.sigma}"
+
+
+class BitDepth(nn.Module):
+    """Round to few levels (Xu, Evans & Qi 2018). No gradient of use."""
+
+    def __init__(self, bits: int = 3) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1]."""
+        levels = 2**self.bits - 1
+        rounded: Tensor = (images * levels).round() / levels
+        return rounded
+
+    def extra_repr(self) -> str:
+        """How many bits."""
+        return f"bits={self.bits}"
+
+
+class TotalVariation(nn.Module):
+    """Denoising by total variation, by scikit-image (Chambolle 2004; as a defence Guo et al. 2018). No gradient."""
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1]."""
+        denoise = _restoration().denoise_tv_chambolle
+        pixels = images.detach().cpu().numpy()
+        smooth = [denoise(image, weight=self.weight, channel_axis=0) for image in pixels]
+        smoothed: Tensor = torch.from_numpy(np.stack(smooth)).to(images).clamp(0, 1)
+        return smoothed
+
+    def extra_repr(self) -> str:
+        """How strong."""
+        return f"weight={self.weight}"
+
+
+class WaveletThreshold(nn.Module):
+    """Soft threshold of wavelet coefficients, BayesShrink, by scikit-image and PyWavelets (Chang, Yu & Vetterli 2000; as a
+    defence Prakash et al. 2018). No gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1]."""
+        denoise = _restoration().denoise_wavelet
+        pixels = images.detach().cpu().numpy()
+        # A sigma of zero (a flat image) has nothing to be removed, and would be divided by.
+        smooth = [image if image.std() < 1e-6 else denoise(image, mode="soft", channel_axis=0) for image in pixels]
+        smoothed: Tensor = torch.from_numpy(np.nan_to_num(np.stack(smooth))).to(images).clamp(0, 1)
+        return smoothed
+
+
+class GaussianNoise(nn.Module):
+    """Add Gaussian noise, anew at each pass: what randomised smoothing does to an image, without its vote. Random."""
+
+    def __init__(self, sigma: float = 0.1, seed: int = 0) -> None:
+        super().__init__()
+        self.sigma = sigma
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1]."""
+        noise = torch.randn(images.shape, generator=self.generator).to(images)
+        return (images + self.sigma * noise).clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        """Its standard deviation."""
+        return f"sigma={self.sigma}"
+
+
+def _restoration() -> Any:
+    """scikit-image's module, or a word on how to get it."""
+    try:
+        import pywt  # noqa: F401 - denoise_wavelet asks for it
+
+        return importlib.import_module("skimage.restoration")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "this baseline needs scikit-image and PyWavelets: pip install 'purify-defense[baselines]'"
+        ) from error
+
+
+_CLASSICAL: dict[str, Callable[[], nn.Module]] = {
+    "jpeg": JPEG,
+    "median": MedianFilter,
+    "gaussian": GaussianFilter,
+    "bit-depth": BitDepth,
+    "total-variation": TotalVariation,
+    "wavelet": WaveletThreshold,
+    "noise": GaussianNoise,
+}
+BASELINES = (*_CLASSICAL, "pca")
+"""Names for :func:`make_baseline`."""
+IN_EVERY_TABLE = ("jpeg", "median", "pca")
+"""Those in the tables of the README; ``purify tables --full`` has all."""
+
+
 def make_baseline(name: str, training: ImageSet | None = None) -> nn.Module:
     """A baseline by name; ``pca`` is fitted on ``training``.
 
     Raises:
         ValueError: unknown name, or ``pca`` without training images.
     """
-    if name == "jpeg":
-        return JPEG()
-    if name == "median":
-        return MedianFilter()
+    if name in _CLASSICAL:
+        return _CLASSICAL[name]()
     if name == "pca":
         if training is None:
             raise ValueError("the pca baseline needs training images to be fitted on")

@@ -31,6 +31,8 @@ from purify.versions import library_versions
 
 __all__ = ["Settings", "evaluate", "gradient_paths"]
 
+_AT_MOST = 128  # images in a batch: what a killed run loses
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -51,7 +53,7 @@ class Settings:
     pictures: int = 48
     """The first so many are shown in the report."""
     batch_size: int | None = None
-    """Images attacked at once; None: from memory, 256 at most. It is settled when a run begins."""
+    """Images attacked at once; None: from memory, 128 at most. It is settled when a run begins."""
     precision: Precision = "auto"
     """Of gradient steps; verdicts are float32's."""
     seed: int = 0
@@ -188,7 +190,7 @@ def _judge(
         threat=threat,
         store=store,
         draws=draws,
-        batch_size=store.settled("batch size", settings.batch_size or batch_size_from_memory(defended, probe)),
+        batch_size=store.settled("batch size", settings.batch_size or min(_AT_MOST, batch_size_from_memory(defended, probe))),
         bfloat16=store.settled("bfloat16", draws == 1 and steps_in_bfloat16(settings.precision, defended, probe)),
         seed=settings.seed,
         pictures=settings.pictures,

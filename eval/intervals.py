@@ -26,7 +26,8 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     z, share = float(norm.ppf(0.975)), min(max(successes / n, 0.0), 1.0)
     centre = share + z * z / (2 * n)
     half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return (low if share > 0 else 0.0), (high if share < 1 else 1.0)  # exactly, where rounding would leave 1e-17
 
 
 def bootstrap_interval(

@@ -74,10 +74,9 @@ def _s3(e: Examination) -> Answer:
     full = covering(e.threat, e.images.shape[1:]).eps
     half, whole = e.worst(full / 2), e.worst(full)
     chance = 1 / e.classes
-    low, _ = wilson_interval(round(float(half.sum())), len(half))
-    allowed = 0.0 if e.draws == 1 else chance
-    low_whole, _ = wilson_interval(round(float(whole.sum())), len(whole))
-    good = low <= chance and (low_whole <= allowed)
+    low, _ = wilson_interval(float(half.sum()), len(half))
+    low_whole, _ = wilson_interval(float(whole.sum()), len(whole))
+    good = low <= chance and low_whole <= (0 if e.draws == 1 else chance)
     return good, f"{_percent(half)} half way across the cube (chance {100 * chance:.0f} %), {_percent(whole)} all the way"
 
 
@@ -161,14 +160,16 @@ def _s9(e: Examination) -> Answer:
     if not e.has_gradient:
         return None, "there is no gradient (S8)"
     model = freeze(precise, e.seed)
-    x = 0.05 + 0.9 * e.images[:8].double()  # away from the walls, so that a step does not leave [0, 1]
+    generator = torch.Generator().manual_seed(e.seed)
+    # Away from the walls, and off the kinks on which flat parts of an image lie: there max-pooling has no one derivative.
+    noise = torch.rand(e.images[:8].shape, generator=generator, dtype=torch.float64)
+    x = 0.05 + 0.85 * e.images[:8].double() + 0.05 * noise
     objective, labels = make_objective("margin"), e.labels[:8]
 
     def loss(logits: Tensor) -> Tensor:
         return objective(logits, labels, None)
 
     gradient = exact(model)(x, loss).gradient
-    generator = torch.Generator().manual_seed(e.seed)
     errors, h = [], 1e-5
     for direction in [gradient, *(torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(4))]:
         unit = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
@@ -200,7 +201,7 @@ def _s11(e: Examination) -> Answer:
         return None, "there is no undefended model to compare with"
     full = covering(e.threat, e.images.shape[1:]).eps
     near, far = e.under(e.attack(), bare=True), e.under(e.attack(full / 2), bare=True)
-    low, _ = wilson_interval(round(float(far.sum())), len(far))
+    low, _ = wilson_interval(float(far.sum()), len(far))
     chance = 1 / e.classes
     return low <= chance, f"undefended: {_percent(near)} at {e.threat}, {_percent(far)} half way across the cube"
 

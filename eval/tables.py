@@ -14,7 +14,7 @@ from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
 from purify.data import DataNotFoundError, ImageSet, load_dataset
-from purify.eval.baselines import BASELINES, make_baseline
+from purify.eval.baselines import IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
 from purify.normalization import NormalizedClassifier
@@ -79,13 +79,13 @@ class DefenceTable:
         errors = sum(len(report.errors) for report in self.reports)
         wrong = f" {errors} answers were no number and count as wrong." if errors else ""
         note = (
-            f"Classifier {self.spec.classifier}; n = {first.clean.n} test images, seed {first.seed}. Accuracies in % with 95 % "
-            f"Wilson intervals; recovered = (purified − attacked) / (clean − attacked), 95 % bootstrap interval. Oblivious: "
-            f"PGD with {settings.oblivious_steps} steps and FGSM, made on the bare classifier. Adaptive: made on purifier and "
-            f"classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient paths; worst case: "
-            f"over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of what FMN found, in units of "
-            f"eps. MACs: the purifier's over the classifier's. ms: for an image, both together, in batches of 32. Checks: S1 to S13, "
-            f"on the first {settings.check_images} images.{skipped}{wrong}"
+            f"Classifier {self.spec.classifier}; n = {first.clean.n} test images, seed {first.seed}. Accuracies in % with "
+            f"95 % Wilson intervals; recovered = (purified − attacked) / (clean − attacked), 95 % bootstrap interval. "
+            f"Oblivious: PGD with {settings.oblivious_steps} steps and FGSM, made on the bare classifier. Adaptive: made "
+            f"on purifier and classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient "
+            f"paths; worst case: over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of "
+            f"what FMN found, in units of eps. MACs: the purifier's over the classifier's. ms: for an image, both "
+            f"together, in batches of 32. Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}"
         )
         return f"{title}\n\n{markdown_table(self.reports)}\n\n{note}"
 
@@ -116,7 +116,7 @@ def defence_table(
     data_root: str | Path | None = None,
     size: int | None = None,
     class_list: str | Path | None = None,
-    baselines: tuple[str, ...] = BASELINES,
+    baselines: tuple[str, ...] = IN_EVERY_TABLE,
     stores: Path | None = None,
     quiet: bool = False,
 ) -> DefenceTable:
@@ -161,7 +161,7 @@ def _measure(
             test,
             None,
             spec.threat,
-            settings=spec.settings,
+            settings=_suited(spec.settings, purifiers.get(name)),
             name=name,
             about={"data": spec.data, "split": test.split, "classifier": spec.classifier, "purifier": name},
             store=":memory:" if stores is None else stores / f"{file_stem(spec.data)}.{file_stem(name)}.sqlite",
@@ -170,6 +170,11 @@ def _measure(
         for name, model in defences.items()
     ]
     return DefenceTable(spec, reports, test.skipped)
+
+
+def _suited(settings: Settings, purifier: nn.Module | None) -> Settings:
+    """The settings, with 20 draws for a random purifier."""
+    return dataclasses.replace(settings, draws=20) if isinstance(purifier, GaussianNoise) else settings
 
 
 def file_stem(name: str) -> str:

@@ -59,6 +59,8 @@ class TablesCommand(DataOptions):
     """Of adaptive attacks; default: adaptive."""
     seed: int = 0
     """Of every random start."""
+    full: bool = False
+    """All baselines, not only JPEG, median filter and PCA."""
     check: bool = False
     """Exit with 1 if a figure leaves the interval of the committed reference table."""
     quiet: bool = False
@@ -74,7 +76,8 @@ class EvaluateCommand(DataOptions):
     classifier: str = "digits-shufflenet"
     """Name or path of a classifier's checkpoint."""
     purifier: str = "digits-dsae"
-    """Name or path of a purifier's checkpoint, or jpeg, median, pca, none."""
+    """Name or path of a purifier's checkpoint, or none, or a baseline: jpeg, median, gaussian, bit-depth,
+    total-variation, wavelet, noise (with --draws 20), pca."""
     norm: Literal["linf", "l2"] = "linf"
     """Of the perturbation."""
     eps: float = 0.15
@@ -156,6 +159,7 @@ class _Training(Generic[_Chosen]):
 
 def tables(command: TablesCommand) -> int:
     """Run ``purify tables``; 1 if ``--check`` found a difference."""
+    from purify.eval.baselines import BASELINES, IN_EVERY_TABLE
     from purify.eval.figures import save_figures
     from purify.eval.reference import compare_with_reference, read_reference
     from purify.eval.tables import TABLES, defence_table, file_stem
@@ -168,7 +172,9 @@ def tables(command: TablesCommand) -> int:
         spec = TABLES[name]
         settings = replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite)
         spec = replace(spec, settings=settings, images=command.images or spec.images)
-        table = defence_table(spec, data_root=command.data_root, stores=command.out / "stores", quiet=command.quiet)
+        rows = BASELINES if command.full else IN_EVERY_TABLE
+        stores = command.out / "stores"
+        table = defence_table(spec, data_root=command.data_root, baselines=rows, stores=stores, quiet=command.quiet)
         print(f"\n{table.markdown()}\n")
         written = table.save(command.out)
         if table.reports:

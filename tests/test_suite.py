@@ -193,3 +193,19 @@ def noisy_logits(toy: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor],
         return logits + scale * torch.randn(logits.shape, generator=generator)
 
     return noisy, scale
+
+
+def test_costly_attacks_follow_the_fruitful_paths() -> None:
+    entry = Entry("x", RandomSearch(LINF), along="fruitful paths")
+    names = ["exact", "straight through", "transfer"]
+    assert entry.choose_paths(names, {}) == names
+    assert entry.choose_paths(names, {"transfer": 1}) == ["exact", "transfer"]
+    assert dataclasses.replace(entry, along="every path").choose_paths(names, {"transfer": 1}) == names
+    assert dataclasses.replace(entry, along="once").choose_paths(names, {}) == ["exact"]
+
+
+def test_a_compiled_model_is_a_model(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    compiled = torch.compile(toy, dynamic=True, backend="aot_eager")
+    plain, found = (run_suite(make_suite("fast", SMALL), model, x, y) for model in (toy, compiled))
+    assert (plain.robust - found.robust).abs().sum() <= 1

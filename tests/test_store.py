@@ -1,0 +1,247 @@
+"""The run store: nothing is lost, nothing is mixed up, and every way in which it can be spoilt is told in words."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import ThreatModel
+from purify.cli import main
+from purify.eval import Settings, evaluate
+from purify.eval.runs import export_run, find_runs, show_run
+from purify.eval.store import FORMAT, RunStore, StoreError, Trial
+
+THREAT = ThreatModel("linf", 0.1)
+FEW = Settings(suite="fast", norm_images=10, check_images=0, pictures=5, batch_size=25)
+
+
+def _trials(count: int) -> list[Trial]:
+    return [Trial(i, 0, 0, i % 2 == 0, i - 3.5, 0.1, 7) for i in range(count)]
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    pixels = torch.rand(1, 4, 4)
+    with RunStore(tmp_path / "a.sqlite", {"seed": 3}) as store:
+        stage = store.stage("APGD, exact", "adaptive", "APGD(…)", "exact")
+        store.add_images({i: 9 - i for i in range(4)})
+        store.add_batch(stage, 0, 0, _trials(4), seconds=1.5, pictures={2: (0.0, -1.0, pixels)}, errors={3: "NaN"})
+        store.add_batch(stage, 1, 0, [Trial(0, 1, 0, False, float("nan"), 0.1, 7)], seconds=0.5)
+    with RunStore(tmp_path / "a.sqlite", {"seed": 3}) as store:
+        assert store.configuration == {"seed": 3}
+        assert store.stages() == [stage]
+        assert store.stage("APGD, exact", "adaptive") == stage
+        assert [t for t in store.trials(stage) if t.restart == 0] == _trials(4)
+        assert store.labels().tolist() == [9, 8, 7, 6]
+        assert store.errors() == {3: "NaN"}
+        assert store.fallen(stage) == {0, 1, 3}
+        assert store.fallen(stage, before=1) == {1, 3}
+        assert store.silent(stage) == {0}
+        assert torch.equal(store.pictures((1, 4, 4))[2], pixels)
+        numbers, shares, margins = store.outcome(stage)
+        assert numbers.tolist() == [0, 1, 2, 3]
+        assert shares.tolist() == [0, 0, 1, 0]
+        assert margins.tolist() == [-3.5, -2.5, -1.5, -0.5]
+        assert store.has_batch(stage, 1, 0)
+        assert not store.has_batch(stage, 2, 0)
+        assert store.seconds(stage) == 2.0
+
+
+def test_the_worst_picture_is_kept(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "a.sqlite", {}) as store:
+        stage = store.stage("a", "adaptive")
+        for first, (share, margin) in enumerate([(1.0, 0.5), (1.0, 0.2), (0.0, -1.0), (0.5, -5.0), (0.0, -0.5)]):
+            store.add_batch(stage, 0, first, [], seconds=0, pictures={0: (share, margin, torch.full((1, 1, 1), margin))})
+        assert store.pictures((1, 1, 1))[0].item() == -1.0
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    RunStore(path, {"threat": {"norm": "linf", "eps": 0.1}, "seed": 0}).close()
+    with pytest.raises(StoreError) as refused:
+        RunStore(path, {"threat": {"norm": "linf", "eps": 0.2}, "seed": 0})
+    assert "threat.eps: the store has 0.1, this run 0.2" in str(refused.value)
+    assert "seed" not in str(refused.value)
+    RunStore(path, {"threat": {"norm": "linf", "eps": 0.1}, "seed": 0}).close()  # the lock was let go of
+
+
+def test_a_second_run_says_so_or_waits(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    with RunStore(path, {}):
+        with pytest.raises(StoreError, match="another run is writing to"):
+            RunStore(path, {})
+        holder = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"from purify.eval.store import RunStore; RunStore({str(path)!r}, {{}}, wait=60); print('in')",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            holder.wait(4)
+    assert holder.communicate(timeout=60)[0] == "in\n"
+
+
+def test_spoilt_stores(tmp_path: Path) -> None:
+    newer = tmp_path / "newer.sqlite"
+    RunStore(newer, {}).close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    with pytest.raises(StoreError, match="written by a newer version"):
+        RunStore(newer, {})
+
+    short = tmp_path / "short.sqlite"
+    with RunStore(short, {}) as store:
+        stage = store.stage("a", "adaptive")
+        store.add_batch(stage, 0, 0, _trials(3000), seconds=0)
+    short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
+    with pytest.raises(StoreError, match=r"short\.sqlite is damaged, cut short"):
+        RunStore(short, {})
+
+    text = tmp_path / "text.sqlite"
+    text.write_text("this is no database at all, but some words that are long enough to be one")
+    with pytest.raises(StoreError, match="damaged, cut short, or not a run"):
+        RunStore(text, {})
+    with pytest.raises(StoreError, match="no run at"):
+        RunStore(tmp_path / "nothing.sqlite", None)
+    sqlite3.connect(tmp_path / "empty.sqlite").close()
+    (tmp_path / "empty.sqlite").touch()
+    with pytest.raises(StoreError, match="is not a run"):
+        RunStore(tmp_path / "empty.sqlite", None)
+    assert len(find_runs(tmp_path)) == 4
+    assert all(run.name == "" for run in find_runs(tmp_path))
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The error names the file, and what was written before stays readable."""
+    path = tmp_path / "a.sqlite"
+    with RunStore(path, {}) as store:
+        stage = store.stage("a", "adaptive")
+        store.add_batch(stage, 0, 0, _trials(10), seconds=0)
+        store._connection.execute("PRAGMA max_page_count = 30")
+        with pytest.raises(StoreError, match=r"could not write to .*a\.sqlite .*full.*make room"):
+            store.add_batch(stage, 0, 10, _trials(100_000)[10:], seconds=0)
+    with RunStore(path, {}) as store:
+        assert store.trials(store.stages()[0]) == _trials(10)
+        assert not store.has_batch(stage, 0, 10)
+
+
+def test_a_finished_run_is_not_attacked_again(tmp_path: Path, victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:50], digits[1][:50]
+    first = evaluate(victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
+    started = time.perf_counter()
+    second = evaluate(victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
+    assert time.perf_counter() - started < 5
+    assert first.to_dict() == second.to_dict()
+
+
+def test_runs_and_their_rows(tmp_path: Path, victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:50], digits[1][:50]
+    path = tmp_path / "runs" / "a.sqlite"
+    report = evaluate(victim, x, y, THREAT, settings=FEW, store=path, name="none", quiet=True)
+    (run,) = find_runs(tmp_path)
+    assert (run.path, run.name) == (path, "none")
+    assert str(report.worst_case) in run.words
+    assert str(report.adaptive) in show_run(path)
+
+    with export_run(path, "csv", tmp_path / "rows.csv").open(encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    broken = {row["image"] for row in rows if row["claim"] in ("clean", "adaptive") and row["correct"] == "False"}
+    assert len(y) - len(broken) == report.adaptive.right  # the figure again, from nothing but the rows
+    lines = export_run(path, "json", tmp_path / "rows.json").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(rows)
+    assert json.loads(lines[0])["stage"] == "undefended, clean"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table(export_run(path, "parquet", tmp_path / "rows.parquet")).num_rows == len(rows)
+    with pytest.raises(ValueError, match="unknown format 'xml'"):
+        export_run(path, "xml", tmp_path / "rows.xml")  # type: ignore[arg-type]
+
+
+def test_runs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "evaluate",
+        "--images",
+        "20",
+        "--suite",
+        "fast",
+        "--checks",
+        "0",
+        "--norms",
+        "0",
+        "--quiet",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*command, "--purifier", "none"]) == 0
+    store = tmp_path / "digits.none.sqlite"
+    assert main(["runs", "list", str(tmp_path)]) == 0
+    assert main(["runs", "show", str(store)]) == 0
+    assert main(["runs", "export", str(store), "--to", "json"]) == 0
+    assert store.with_suffix(".json").exists()
+    assert main(["report", str(store), "--out", str(tmp_path / "r.html")]) == 0
+    assert "worst case" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main([*command, "--purifier", "none", "--eps", "0.1"]) == 1
+    assert "threat.eps: the store has 0.15, this run 0.1" in capsys.readouterr().err
+    assert main(["runs", "show", str(tmp_path / "nothing.sqlite")]) == 1
+    assert "no run at" in capsys.readouterr().err
+
+
+def _without_times(path: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("milliseconds", "seconds"):
+        figures.pop(key)
+    return figures
+
+
+def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
+    """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
+    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "60", "--checks", "12", "--norms", "12", "--quiet"]
+    command += ["--batch-size", "16", "--out"]
+    chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
+    broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"
+    for kill in range(3):
+        process = subprocess.Popen([*command, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        goal = _progress(store) + chance.randint(2, 14)
+        while process.poll() is None and _progress(store) < goal:
+            time.sleep(0.05)
+        time.sleep(chance.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, f"it was through before kill {kill + 1}: {process.stderr.read()!r}"  # type: ignore[union-attr]
+    subprocess.run([*command, str(broken)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    name = "digits.digits-dsae"
+    assert _without_times(broken / f"{name}.json") == _without_times(tmp_path / "whole" / f"{name}.json")
+    assert (broken / f"{name}.csv").read_bytes() == (tmp_path / "whole" / f"{name}.csv").read_bytes()
+    rows = [
+        export_run(folder / f"{name}.sqlite", "csv", tmp_path / f"{folder.name}.csv") for folder in (broken, tmp_path / "whole")
+    ]
+    assert rows[0].read_bytes() == rows[1].read_bytes()
+
+
+def _progress(store: Path) -> int:
+    """Batches and findings that are written."""
+    if not store.exists():
+        return 0
+    try:
+        with RunStore(store, None) as opened:
+            return sum(
+                int(opened._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in ("batch", "finding")
+            )
+    except StoreError:  # just being made
+        return 0
