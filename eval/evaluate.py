@@ -79,7 +79,8 @@ def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath
     if not isinstance(defended, PurifiedClassifier):
         return {"exact": exact(defended)}
     stage = defended.purifier
-    surrogates = {"without the clip": stage.relaxed} if isinstance(stage, DenoisingSparseAutoencoder) else {}
+    relaxed = getattr(stage, "relaxed", None)
+    surrogates = {} if relaxed is None else {"without the clip": relaxed}
     return every_path(defended, stage=stage, rest=defended.undefended, probe=probe, surrogates=surrogates)
 
 

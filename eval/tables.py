@@ -13,10 +13,11 @@ from torch import nn
 from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
-from purify.data import DataNotFoundError, ImageSet, load_dataset
+from purify.data import DataNotFoundError, ImageSet, Split, load_dataset
 from purify.eval.baselines import IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
+from purify.eval.trained import TRAINED, trained_baseline
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
@@ -24,6 +25,7 @@ __all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table", "file_stem"]
 
 FORMAT = 2
 """Of the JSON file."""
+_LEARN: tuple[Split, Split] = ("train", "val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +140,13 @@ def defence_table(
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
     for name in baselines:
-        training = None
-        if name == "pca":
-            training = load_dataset(spec.data, "train", data_root=data_root, size=size, class_list=class_list)
-        purifiers[name] = make_baseline(name, training)
+        training, validation = (
+            load_dataset(spec.data, split, data_root=data_root, size=size, class_list=class_list) for split in _LEARN
+        )
+        if name in TRAINED:
+            purifiers[name] = trained_baseline(name, training, validation, quiet=quiet)
+        else:
+            purifiers[name] = make_baseline(name, training)
     return _measure(spec, classifier, purifiers, test, stores, quiet)
 
 
@@ -154,7 +159,8 @@ def _measure(
     quiet: bool,
 ) -> DefenceTable:
     defences: dict[str, nn.Module] = {"none": classifier}
-    defences |= {name: wrap(classifier, purifier.eval()) for name, purifier in purifiers.items()}
+    for name, purifier in purifiers.items():  # one row is no purifier but another classifier
+        defences[name] = purifier if isinstance(purifier, NormalizedClassifier) else wrap(classifier, purifier.eval())
     reports = [
         evaluate(
             model,

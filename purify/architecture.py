@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 __all__ = ["ClassifierConfig", "build_classifier"]
 
@@ -23,6 +24,8 @@ class ClassifierConfig:
     """First convolution 3×3 with stride 1, for images of about 64 pixels or fewer (resnet and shufflenet families)."""
     max_pool: bool = True
     """Keep the max-pooling that follows the first convolution."""
+    blocks: tuple[int, ...] = ()
+    """Residual blocks in each of the four stages of a resnet18, in the place of its two each; empty: its own."""
 
 
 def build_classifier(config: ClassifierConfig) -> nn.Module:
@@ -38,7 +41,12 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if config.model not in known:
         raise ValueError(f"torchvision has no classifier {config.model!r}; known: {', '.join(known)}")
-    model: nn.Module = torchvision.models.get_model(config.model, weights=None, num_classes=config.classes)
+    if config.blocks:
+        if config.model != "resnet18" or len(config.blocks) != 4:
+            raise ValueError(f"blocks are four numbers for resnet18, got {config.blocks} for {config.model}")
+        model: nn.Module = ResNet(BasicBlock, list(config.blocks), num_classes=config.classes)
+    else:
+        model = torchvision.models.get_model(config.model, weights=None, num_classes=config.classes)
     if config.channels == 3 and not config.small_stem and config.max_pool:
         return model
     first = getattr(model, "conv1", None)  # resnet: a convolution; shufflenet: a sequence that begins with one

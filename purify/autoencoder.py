@@ -152,6 +152,10 @@ class DenoisingSparseAutoencoder(nn.Module):
             code = nonnegative_soft_threshold(code + self._analyse(rest, dictionary), threshold)
         return code
 
+    def analyse(self, images: Tensor) -> Tensor:
+        """E(x − b), the first step's code before its threshold: (N, K, ⌈H/stride⌉, ⌈W/stride⌉), of either sign."""
+        return self._analyse(self._pad(images) - self.offset, self.dictionary)
+
     def decode(self, code: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Code (N, K, h, w) to the image (N, C, H, W) in [0, 1].
 

@@ -16,9 +16,10 @@ from torch import nn
 
 from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import DenoisingSparseAutoencoder, DSAEConfig
+from purify.denoisers import DenoiserConfig, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
 
-__all__ = ["Card", "CheckpointError", "list_checkpoints", "load", "load_classifier", "read_card", "save"]
+__all__ = ["Card", "CheckpointError", "list_checkpoints", "load", "load_classifier", "load_denoiser", "read_card", "save"]
 
 FOLDER = Path(__file__).resolve().parent / "checkpoints"
 
@@ -32,9 +33,9 @@ class Card:
     """What is written beside the weights."""
 
     name: str
-    kind: Literal["purifier", "classifier"]
+    kind: Literal["purifier", "classifier", "denoiser"]
     architecture: dict[str, Any]
-    """Fields of ``DSAEConfig`` or ``ClassifierConfig``."""
+    """Fields of ``DSAEConfig``, ``ClassifierConfig`` or ``DenoiserConfig``."""
     image_shape: tuple[int, int, int]
     """(C, H, W) of the training images."""
     mean: tuple[float, ...] = ()
@@ -124,6 +125,21 @@ def load(name: str | Path) -> DenoisingSparseAutoencoder:
     return purifier.eval()
 
 
+def load_denoiser(name: str | Path) -> nn.Module:
+    """Load a dense denoiser (``purify.denoisers``) in eval mode, float32.
+
+    Args:
+        name: a name from :func:`list_checkpoints`, or the path of a ``*.safetensors`` file.
+
+    Raises:
+        CheckpointError: as for :func:`load`.
+    """
+    card = _card_of_kind(name, "denoiser")
+    denoiser = build_denoiser(DenoiserConfig(**card.architecture))
+    _fill(denoiser, name, card)
+    return denoiser.eval()
+
+
 def load_classifier(name: str | Path) -> NormalizedClassifier:
     """Load a classifier in eval mode, float32, normalisation inside: images in [0, 1] to logits.
 
@@ -148,7 +164,12 @@ def _network(module: nn.Module) -> nn.Module:
 def _card_of_kind(name: str | Path, kind: str) -> Card:
     card = read_card(name)
     if card.kind != kind:
-        other = "purify.load_classifier" if card.kind == "classifier" else "purify.load"
+        loaders = {
+            "classifier": "purify.load_classifier",
+            "purifier": "purify.load",
+            "denoiser": "purify.checkpoint.load_denoiser",
+        }
+        other = loaders[card.kind]
         raise CheckpointError(f"checkpoint {name} is a {card.kind}, not a {kind}; load it with {other}")
     return card
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from purify.architecture import ClassifierConfig
 from purify.autoencoder import DSAEConfig
+from purify.denoisers import DenoiserConfig
 
-__all__ = ["ClassifierRecipe", "PurifierRecipe", "Recipe", "find_recipe", "list_recipes", "register"]
+__all__ = [
+    "ClassifierRecipe",
+    "DenoiserRecipe",
+    "DenoisingRecipe",
+    "PurifierRecipe",
+    "Recipe",
+    "RobustClassifierRecipe",
+    "find_recipe",
+    "list_recipes",
+    "register",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +70,23 @@ class ClassifierRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurifierRecipe(Recipe):
-    """A DSAE trained to undo Gaussian noise and attacks that were made on the bare classifier."""
+class RobustClassifierRecipe(ClassifierRecipe):
+    """A classifier trained on attacked images (Madry et al. 2018): what a purifier of as many operations competes with."""
+
+    eps: float
+    """L∞ radius; it grows from 0 over the first part of the run."""
+    attack_steps: int = 7
+    """Of PGD."""
+    growing: float = 0.4
+    """Share of the run during which eps grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingRecipe(Recipe):
+    """Something trained to undo Gaussian noise and attacks that were made on the bare classifier."""
 
     classifier: str
     """Name or path of the classifier's checkpoint; it stays frozen."""
-    architecture: DSAEConfig = field(default_factory=DSAEConfig)
     noise: float = 0.3
     """Gaussian noise: each image's sigma is uniform in [0, noise]."""
     attacked: float = 0.5
@@ -72,14 +95,28 @@ class PurifierRecipe(Recipe):
     """L∞ radius of those attacks, uniform in this range for each batch."""
     attack_steps: int = 5
     """Steps of PGD; one batch in four is attacked by FGSM."""
-    l1: float = 0.04
-    """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units: the same λ means the same for images of any size."""
     pixel_weight: float = 200.0
-    """Of that lasso, divided by the number of pixel values."""
+    """Of half the squared error, divided by the number of pixel values (for a DSAE: of the lasso)."""
     agreement_weight: float = 1.0
     """Of KL(classifier(clean) ‖ classifier(purified))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifierRecipe(DenoisingRecipe):
+    """A DSAE."""
+
+    architecture: DSAEConfig = field(default_factory=DSAEConfig)
+    l1: float = 0.04
+    """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units: the same λ means the same for images of any size."""
     revive_until: float = 0.6
     """Share of the run during which units that never fired in an epoch are revived at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserRecipe(DenoisingRecipe):
+    """A dense denoiser to compare a DSAE with."""
+
+    architecture: DenoiserConfig = field(default_factory=DenoiserConfig)
 
 
 _RECIPES: dict[str, Recipe] = {}
@@ -168,3 +205,51 @@ register(
         eps=(0.1, 0.3),
     )
 )
+register(
+    RobustClassifierRecipe(
+        name="digits-robust",
+        dataset="digits",
+        architecture=ClassifierConfig(model="shufflenet_v2_x1_0", channels=1, small_stem=True, max_pool=False),
+        mean=(0.306,),
+        std=(0.376,),
+        epochs=80,
+        batch_size=128,
+        shift=1.0,
+        rotate=12,
+        zoom=0.1,
+        eps=0.15,
+    )
+)
+register(
+    RobustClassifierRecipe(
+        name="mnist-robust",
+        dataset="mnist",
+        architecture=ClassifierConfig(model="resnet18", channels=1, small_stem=True, blocks=(2, 3, 3, 3)),
+        mean=(0.1307,),
+        std=(0.3081,),
+        epochs=6,
+        shift=2.0,
+        eps=0.2,
+    )
+)
+
+
+def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
+    """The dense denoisers of a DSAE's size, trained as that is; MagNet's as by its authors, on noise alone."""
+    dsae = find_recipe(like)
+    assert isinstance(dsae, PurifierRecipe)
+    of = dsae.architecture
+    size = DenoiserConfig(channels=of.channels, width=of.width, depth=of.depth, units=of.units, atom=of.atom, stride=of.stride)
+    shared = {f.name: getattr(dsae, f.name) for f in dataclasses.fields(DenoisingRecipe) if f.name != "name"}
+    for config in (
+        dataclasses.replace(size, network="linear"),
+        size,
+        dataclasses.replace(size, network="dncnn", width=dncnn[0], depth=dncnn[1]),
+        dataclasses.replace(size, network="magnet", width=3),
+    ):
+        alone = {"attacked": 0.0, "noise": 0.1, "agreement_weight": 0.0} if config.network == "magnet" else {}
+        register(DenoiserRecipe(**{**shared, **alone, "name": f"{dsae.dataset}-{config.network}", "architecture": config}))
+
+
+_register_dense("digits-dsae", dncnn=(16, 5))  # as many multiply-accumulates as the DSAE, within 6 %
+_register_dense("mnist-dsae", dncnn=(32, 8))

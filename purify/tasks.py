@@ -1,4 +1,4 @@
-"""The two things that are trained: a classifier on clean images, and a denoising purifier in front of a frozen classifier."""
+"""What is trained: a classifier, and in front of a frozen one a purifier, or a dense denoiser to compare it with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load_classifier, read_card
 from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
+from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
-from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe
+from purify.recipes import ClassifierRecipe, DenoiserRecipe, DenoisingRecipe, PurifierRecipe, Recipe, RobustClassifierRecipe
 from purify.training import Task, autocast
 
-__all__ = ["ClassifierTask", "PurifierTask", "make_task"]
+__all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
 
 _VALIDATED = 500
 """Images of the validation split on which each epoch is judged."""
@@ -29,10 +30,14 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet) -> Task:
     """The task that a recipe describes, with freshly drawn weights (from the recipe's seed)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        if isinstance(recipe, RobustClassifierRecipe):
+            return RobustClassifierTask(recipe, training, validation)
         if isinstance(recipe, ClassifierRecipe):
             return ClassifierTask(recipe, training, validation)
         if isinstance(recipe, PurifierRecipe):
             return PurifierTask(recipe, training, validation)
+        if isinstance(recipe, DenoiserRecipe):
+            return DenoiserTask(recipe, training, validation)
     raise TypeError(f"no task for a {type(recipe).__name__}")
 
 
@@ -76,15 +81,46 @@ class ClassifierTask(Task):
         )
 
 
-class PurifierTask(Task):
-    """Denoise: pixel error, L1 norm of the code, and agreement of the frozen classifier before and after.
+class RobustClassifierTask(ClassifierTask):
+    """Cross-entropy on images that PGD attacks at each step (Madry et al. 2018)."""
 
-    loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
-    """
+    def __init__(self, recipe: RobustClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
+        super().__init__(recipe, training, validation)
+        self.robust = recipe
+        self.done = torch.zeros(())  # share of the run
+        self.attacked, self.labels = validation.first(_VALIDATED).batch(slice(None))
 
-    def __init__(self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet) -> None:
-        self.recipe, self.shape = recipe, training.image_shape
-        _check_shape(recipe.name, "architecture.channels", recipe.architecture.channels, training)
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy on attacked images; the attack sees the network as it classifies, the step as it learns."""
+        eps = self.robust.eps * min(1.0, (float(self.done) + 1 / self.robust.epochs) / max(self.robust.growing, 1e-9))
+        attack = PGD(ThreatModel("linf", eps), steps=self.robust.attack_steps, early_stop=False)
+        self.model.eval()
+        with autocast(images.device):
+            attacked = attack(self.model, images, labels, generator=generator).adversarial
+        self.model.train()
+        return super().loss(attacked, labels, generator)
+
+    def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
+        """How far the run is, by which eps grows."""
+        self.done.fill_(share_done)
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """How far the run is."""
+        return {"done": self.done}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Clean accuracy, and accuracy under PGD with 20 steps on the first images."""
+        result = PGD(ThreatModel("linf", self.robust.eps), steps=20)(model, self.attacked, self.labels)
+        return {**super().validate(model), "val_pgd": float((~result.success).float().mean())}
+
+
+class DenoisingTask(Task):
+    """What all denoisers share: noisy and attacked images, the frozen classifier, pixel error and agreement."""
+
+    def __init__(self, recipe: DenoisingRecipe, channels: int, training: ImageSet, validation: ImageSet) -> None:
+        self.denoising, self.shape = recipe, training.image_shape
+        _check_shape(recipe.name, "architecture.channels", channels, training)
         self.classifier = load_classifier(_beside(recipe.classifier)).requires_grad_(False)
         self.classifier.to(memory_format=torch.channels_last)
         expected = read_card(_beside(recipe.classifier)).image_shape
@@ -93,34 +129,19 @@ class PurifierTask(Task):
                 f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
                 f"data set {training.name} has {training.image_shape[0]}"
             )
-        self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
-        self.fired = torch.zeros(recipe.architecture.units, dtype=torch.bool)
-        self.seen = training.batch(slice(0, 64))[0]  # images for reviving units
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
 
-    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss above, on a batch partly noisy and partly attacked."""
-        recipe = self.recipe
-        with autocast(images.device):
-            disturbed = self._disturb(images, labels, generator)
-            code = self.model.encode(disturbed)
-            purified = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))  # unclipped: gradients at 0 and 1
-            with torch.no_grad():
-                before = self.classifier(images)
-            after = self.classifier(purified)
-        self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
-        squares = 0.5 * (purified.float() - images).square().sum()
-        lasso = (squares + recipe.l1 * code.float().sum()) / images.numel()
-        agreement = F.kl_div(
-            F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean"
-        )
-        loss = recipe.pixel_weight * lasso + recipe.agreement_weight * agreement
-        l0 = float((code > 0).sum() / len(code))
-        return loss, {"lasso": lasso.item(), "L0": l0, "agreement": agreement.item()}
+    def agreement(self, images: Tensor, purified: Tensor) -> Tensor:
+        """KL( f(x) ‖ f(x̂) ), the mean over images."""
+        with torch.no_grad():
+            before = self.classifier(images)
+        after = self.classifier(purified)
+        return F.kl_div(F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean")
 
-    def _disturb(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        recipe = self.recipe
+    def disturb(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """A part of the batch attacked on the bare classifier, the rest with noise."""
+        recipe = self.denoising
         count = round(recipe.attacked * len(images))
         low, high = recipe.eps
         eps = low + (high - low) * float(torch.rand((), generator=generator))
@@ -139,12 +160,10 @@ class PurifierTask(Task):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Clean accuracy behind the purifier, accuracy under an oblivious PGD at the largest eps, and the code's statistics."""
-        assert isinstance(model, DenoisingSparseAutoencoder)
+        """Clean accuracy behind the denoiser, and accuracy under an oblivious PGD at the largest eps."""
         if self.attacked is None:
-            attack = PGD(ThreatModel("linf", self.recipe.eps[1]), steps=20, early_stop=False)
+            attack = PGD(ThreatModel("linf", self.denoising.eps[1]), steps=20, early_stop=False)
             self.attacked = attack(self.classifier, self.clean, self.labels).adversarial
-        statistics = model.statistics(self.clean)
 
         def accuracy(images: Tensor) -> float:
             return float((self.classifier(images).argmax(1) == self.labels).float().mean())
@@ -154,6 +173,43 @@ class PurifierTask(Task):
             "val_clean_undefended": accuracy(self.clean),
             "val_oblivious_pgd": accuracy(model(self.attacked)),
             "val_oblivious_undefended": accuracy(self.attacked),
+        }
+
+
+class PurifierTask(DenoisingTask):
+    """Denoise: pixel error, L1 norm of the code, and agreement of the frozen classifier before and after.
+
+    loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
+    """
+
+    def __init__(self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet) -> None:
+        super().__init__(recipe, recipe.architecture.channels, training, validation)
+        self.recipe = recipe
+        self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
+        self.fired = torch.zeros(recipe.architecture.units, dtype=torch.bool)
+        self.seen = training.batch(slice(0, 64))[0]  # images for reviving units
+
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss above, on a batch partly noisy and partly attacked."""
+        recipe = self.recipe
+        with autocast(images.device):
+            code = self.model.encode(self.disturb(images, labels, generator))
+            purified = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))  # unclipped: gradients at 0 and 1
+            agreement = self.agreement(images, purified)
+        self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
+        squares = 0.5 * (purified.float() - images).square().sum()
+        lasso = (squares + recipe.l1 * code.float().sum()) / images.numel()
+        loss = recipe.pixel_weight * lasso + recipe.agreement_weight * agreement
+        l0 = float((code > 0).sum() / len(code))
+        return loss, {"lasso": lasso.item(), "L0": l0, "agreement": agreement.item()}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """As for every denoiser, and the code's statistics."""
+        assert isinstance(model, DenoisingSparseAutoencoder)
+        statistics = model.statistics(self.clean)
+        return {
+            **super().validate(model),
             "val_l0": statistics.l0,
             "val_density": statistics.density,
             "val_explained_variance": statistics.explained_variance,
@@ -185,6 +241,41 @@ class PurifierTask(Task):
         return Card(
             name=self.recipe.name,
             kind="purifier",
+            architecture=dataclasses.asdict(self.recipe.architecture),
+            image_shape=self.shape,
+            dataset=self.recipe.dataset,
+            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
+        )
+
+
+class DenoiserTask(DenoisingTask):
+    """A dense denoiser: pixel error and agreement.
+
+    loss = w_p · ½‖x̂ − x‖² / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ).
+    """
+
+    def __init__(self, recipe: DenoiserRecipe, training: ImageSet, validation: ImageSet) -> None:
+        super().__init__(recipe, recipe.architecture.channels, training, validation)
+        self.recipe = recipe
+        self.model: Denoiser = build_denoiser(recipe.architecture)
+
+    def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss above, on a batch partly noisy and partly attacked."""
+        recipe = self.recipe
+        with autocast(images.device):
+            purified = self.model.relaxed(self.disturb(images, labels, generator))
+            agreement = self.agreement(images, purified) if recipe.agreement_weight else torch.zeros(())
+        pixels = 0.5 * (purified.float() - images).square().mean()
+        return recipe.pixel_weight * pixels + recipe.agreement_weight * agreement, {
+            "pixels": pixels.item(),
+            "agreement": agreement.item(),
+        }
+
+    def card(self, model: nn.Module) -> Card:
+        """Architecture and cost."""
+        return Card(
+            name=self.recipe.name,
+            kind="denoiser",
             architecture=dataclasses.asdict(self.recipe.architecture),
             image_shape=self.shape,
             dataset=self.recipe.dataset,

@@ -245,3 +245,35 @@ def _progress(store: Path) -> int:
             )
     except StoreError:  # just being made
         return 0
+
+
+_MANY = """
+import resource, sys
+import torch
+from torch import nn
+from purify.attacks import ThreatModel
+from purify.eval import Settings, evaluate
+
+class Many:
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def batch(self, indices):
+        generator = torch.Generator().manual_seed(int(indices[0]))
+        return torch.rand(len(indices), 1, 28, 28, generator=generator), indices % 10
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=4, batch_size=100)
+evaluate(model, Many(int(sys.argv[1])), None, ThreatModel("linf", 0.01), settings=few, store=sys.argv[2], quiet=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    peaks = {
+        n: int(
+            subprocess.run([sys.executable, "-c", _MANY, str(n), str(tmp_path / str(n))], check=True, capture_output=True).stdout
+        )
+        for n in (1000, 10_000)
+    }
+    assert peaks[10_000] <= 1.2 * peaks[1000], peaks
