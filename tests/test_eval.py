@@ -20,7 +20,7 @@ from skimage.filters import median as skimage_median
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import PGD, ThreatModel, make_suite, run_suite
+from purify.attacks import PGD, AutoAttack, ThreatModel, make_suite, run_suite
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval import Accuracy, Recovery, Report, Settings, evaluate
 from purify.eval.baselines import (
@@ -238,6 +238,17 @@ def test_suites_and_the_judge_agree(report: Report) -> None:
     defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
     found = run_suite(make_suite("fast", THREAT), defended, x, y, paths=gradient_paths(defended, x[:2]))
     assert abs(float(found.robust.sum()) - report.adaptive.right) <= 5
+
+
+def test_the_judge_and_pyautoattack_agree(victim: nn.Module) -> None:
+    """On the same images, within one of them."""
+    digits, threat = purify.load_dataset("digits", "test").first(60), ThreatModel("linf", 0.08)
+    defended = purify.wrap(victim, "digits-dsae")
+    settings = Settings(suite="standard", norm_images=0, check_images=0, pictures=0)
+    found = evaluate(defended, digits, None, threat, settings=settings, quiet=True)
+    theirs = AutoAttack(threat)(defended, *digits.batch(slice(None)))
+    assert abs(found.adaptive.right - int((~theirs.success).sum())) <= 1
+    assert 0.2 < found.adaptive.share < 0.9  # or the comparison would say nothing
 
 
 def test_claims_are_kept_apart(report: Report) -> None:

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 import purify
-from purify.checkpoint import read_card
-from purify.recipes import ClassifierRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
+from purify.attacks import PGD, ThreatModel
+from purify.checkpoint import load_denoiser, read_card
+from purify.cost import count_macs
+from purify.denoisers import build_denoiser
+from purify.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
 from purify.tasks import PurifierTask, make_task
 from purify.training import TrainingInterruptedError, augment, train
 
@@ -219,3 +222,51 @@ def test_the_environment_is_not_needed(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "recipes: digits-dsae" in done.stdout
+
+
+@pytest.mark.parametrize("network", ["linear", "dense", "dncnn", "magnet"])
+def test_dense_denoisers_learn_and_come_back(network: str, tmp_path: Path) -> None:
+    path = run(short(f"digits-{network}", epochs=6, batch_size=64, attack_steps=1), tmp_path)
+    card = read_card(path)
+    assert (card.kind, card.architecture["network"]) == ("denoiser", network)
+    denoiser = load_denoiser(path)
+    x, _ = purify.load_dataset("digits", "test").first(50).batch(slice(None))
+    noisy = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    with torch.no_grad():
+        error = float((denoiser(noisy) - x).square().mean())
+        odd = denoiser(torch.rand(2, 1, 9, 7))
+    assert error < (0.2 if network == "magnet" else 0.05)  # the sigmoids of MagNet's learn slowly
+    assert odd.shape == (2, 1, 9, 7)
+    assert 0 <= float(odd.min()) <= float(odd.max()) <= 1
+    with pytest.raises(purify.CheckpointError, match=r"is a denoiser, not a purifier.*load_denoiser"):
+        purify.load(path)
+
+
+def test_dense_denoisers_have_the_operations_of_the_dsae() -> None:
+    for data, shape in (("digits", (1, 8, 8)), ("mnist", (1, 28, 28))):
+        dsae = find_recipe(f"{data}-dsae")
+        assert isinstance(dsae, PurifierRecipe)
+        macs = count_macs(purify.DenoisingSparseAutoencoder(dsae.architecture), shape)
+        for network in ("dense", "dncnn"):
+            recipe = find_recipe(f"{data}-{network}")
+            assert isinstance(recipe, DenoiserRecipe)
+            assert count_macs(build_denoiser(recipe.architecture), shape) == pytest.approx(macs, rel=0.06)
+
+
+def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="blocks are four numbers for resnet18"):
+        purify.build_classifier(purify.ClassifierConfig(model="resnet34", blocks=(1, 1, 1, 1)))
+    sizes = {"architecture": purify.ClassifierConfig(channels=1, small_stem=True, max_pool=False, blocks=(1, 1, 1, 1))}
+    path = run(short("digits-robust", epochs=4, batch_size=64, attack_steps=3, eps=0.1, **sizes), tmp_path)
+    card = read_card(path)
+    assert purify.load_classifier(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    x, y = purify.load_dataset("digits", "test").first(100).batch(slice(None))
+    attack = PGD(ThreatModel("linf", 0.1))
+    stand = [float((~attack(model, x, y).success).float().mean()) for model in (purify.load_classifier(path), _bare())]
+    assert stand[0] > stand[1] + 0.2
+    assert card.figures["val_pgd"] > 0.3
+
+
+def _bare() -> torch.nn.Module:
+    """The digits' classifier, which nobody trained on attacks."""
+    return purify.load_classifier("digits-shufflenet")
