@@ -131,7 +131,8 @@ def evaluate(
     settings = settings or Settings()
     source = _source(images, labels)
     chosen = suite or make_suite(settings.suite, threat, draws=settings.draws if settings.draws > 1 else None)
-    probe, _ = source.batch(torch.arange(min(2, len(source))))
+    device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
+    probe = source.batch(torch.arange(min(2, len(source))))[0].to(device)
     configuration = {
         "name": name,
         "about": dict(about or {}),
@@ -197,6 +198,7 @@ def _judge(
         pictures=settings.pictures,
         progress=progress,
         classes=classes,
+        device=probe.device,
     )
 
 
@@ -204,7 +206,7 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
     """The checks and the curve, on the first images; each is written as soon as it is known."""
     if settings.check_images == 0:
         return
-    images, labels = judge.source.batch(torch.arange(min(settings.check_images, len(judge.source))))
+    images, labels = judge.load(torch.arange(min(settings.check_images, len(judge.source))))
     sound = [i for i in range(len(labels)) if i not in judge.store.errors()]
     if not sound:
         return
@@ -232,7 +234,7 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
 
 def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
     """What the defence costs, how sparse its code is, and the pictures of the report."""
-    images, labels = judge.source.batch(torch.arange(min(1000, len(judge.source))))
+    images, labels = judge.load(torch.arange(min(1000, len(judge.source))))
     if judge.store.finding("costs") is None:
         shape = (images.shape[1], images.shape[2], images.shape[3])
         bare = defended.classifier if isinstance(defended, PurifiedClassifier) else defended

@@ -98,7 +98,9 @@ class Examination:
                 model,
                 self.images,
                 self.labels,
-                generator=torch.Generator().manual_seed(self.seed * 1_000_003 + zlib.crc32(key.encode())),
+                generator=torch.Generator(device=self.images.device).manual_seed(
+                    self.seed * 1_000_003 + zlib.crc32(key.encode())
+                ),
                 gradient=gradient if average == 1 else eot(gradient, average),
                 precision="bfloat16" if self.bfloat16 and average == 1 else "float32",
             )
@@ -113,7 +115,7 @@ class Examination:
 
         def measure() -> Tensor:
             assert self.bare is not None
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator(device=self.images.device).manual_seed(self.seed)
             result = attack(self.bare, self.images, self.labels, generator=generator)
             return verdict(self.model, result.adversarial, self.labels, self.draws)[0].double().mean(0)
 

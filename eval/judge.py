@@ -52,6 +52,8 @@ class Judge:
     """For so many images, the first ones, the worst attacked image is kept (of a random defence for all, for its verdict)."""
     progress: Progress
     classes: int = 0
+    device: torch.device = torch.device("cpu")
+    """Where the model is."""
 
     def clean(self) -> None:
         """Bare classifier and defence on the untouched images. Images of which the defence says NaN are noted as errors."""
@@ -60,7 +62,7 @@ class Judge:
             if self.store.has_batch(own, 0, first):
                 continue
             started = time.perf_counter()
-            images, labels = self.source.batch(rows)
+            images, labels = self.load(rows)
             answers = self._answers(self.model, images, labels), self._answers(self.bare, images, labels, draws=1)
             self.store.add_images(dict(zip(rows.tolist(), labels.tolist(), strict=True)))
             self._write(bare, 0, first, rows, answers[1], seconds=0.0)
@@ -80,8 +82,8 @@ class Judge:
                 if self.store.has_batch(own, 0, first):
                     continue
                 started = time.perf_counter()
-                images, labels = self.source.batch(rows)
-                result = attack(self.bare, images, labels, generator=self._generator(number, first))
+                images, labels = self.load(rows)
+                result = attack(self.bare, images, labels, generator=self._generator(number, first, images.device))
                 answers = [self._answers(m, result.adversarial, labels, d) for m, d in ((self.model, None), (self.bare, 1))]
                 distance, queries = result.distance, result.queries
                 self._write(bare, 0, first, rows, answers[1], distance, queries, seconds=0.0)
@@ -122,9 +124,11 @@ class Judge:
             if self.store.has_batch(stage, 0, first):
                 continue
             started = time.perf_counter()
-            images, labels = self.source.batch(rows)
+            images, labels = self.load(rows)
             kept = self.store.pictures(self._shape(), rows.tolist())
-            worst = torch.stack([kept.get(i, image) for i, image in zip(rows.tolist(), images, strict=True)])
+            worst = torch.stack(
+                [kept[i].to(image) if i in kept else image for i, image in zip(rows.tolist(), images, strict=True)]
+            )
             distance = self.threat.distance(worst, images)
             self._write(
                 stage, 0, first, rows, self._answers(self.model, worst, labels), distance, seconds=time.perf_counter() - started
@@ -153,12 +157,12 @@ class Judge:
         keep: bool = True,
     ) -> None:
         started = time.perf_counter()
-        images, labels = self.source.batch(rows)
+        images, labels = self.load(rows)
         result = attack(
             self.model,
             images,
             labels,
-            generator=self._generator(100 * stage.id + restart, first),
+            generator=self._generator(100 * stage.id + restart, first, images.device),
             gradient=path if self.draws == 1 else eot(path, self.draws),
             precision="bfloat16" if self.bfloat16 else "float32",
         )
@@ -197,9 +201,9 @@ class Judge:
     ) -> None:
         if self.store.has_batch(stage, restart, first):
             return
-        right, margins = answer
-        far = torch.zeros(len(rows)) if distance is None else distance
-        asked = torch.zeros(len(rows), dtype=torch.int64) if queries is None else queries
+        right, margins = answer[0].cpu(), answer[1].cpu()
+        far = torch.zeros(len(rows)) if distance is None else distance.cpu()
+        asked = torch.zeros(len(rows), dtype=torch.int64) if queries is None else queries.cpu()
         trials = [
             Trial(int(rows[i]), restart, draw, bool(right[draw, i]), float(margins[draw, i]), float(far[i]), int(asked[i]))
             for i in range(len(rows))
@@ -238,8 +242,13 @@ class Judge:
         pieces = [(start, rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
         return self.progress.batches(pieces, len(rows), name)
 
-    def _generator(self, number: int, first: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + number * 1009 + first) % 2**63)
+    def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels, where the model is."""
+        images, labels = self.source.batch(rows)
+        return images.to(self.device), labels.to(self.device)
+
+    def _generator(self, number: int, first: int, device: torch.device) -> torch.Generator:
+        return torch.Generator(device=device).manual_seed((self.seed * 1_000_003 + number * 1009 + first) % 2**63)
 
     def _shape(self) -> tuple[int, int, int]:
         images, _ = self.source.batch(torch.arange(1))

@@ -125,8 +125,8 @@ def _s7(e: Examination) -> Answer:
     stand = (e.worst() > 0.5).nonzero().flatten()[:16]
     if len(stand) == 0:
         return None, "no image stands"
-    generator = torch.Generator().manual_seed(e.seed)
-    broken = torch.zeros(len(stand), dtype=torch.bool)
+    generator = torch.Generator(device=e.images.device).manual_seed(e.seed)
+    broken = torch.zeros(len(stand), dtype=torch.bool, device=stand.device)
     at_once = max(1, 256 // len(stand))
     with torch.no_grad():
         for done in range(0, e.random_draws, at_once):
@@ -160,9 +160,9 @@ def _s9(e: Examination) -> Answer:
     if not e.has_gradient:
         return None, "there is no gradient (S8)"
     model = freeze(precise, e.seed)
-    generator = torch.Generator().manual_seed(e.seed)
+    generator = torch.Generator(device=e.images.device).manual_seed(e.seed)
     # Away from the walls, and off the kinks on which flat parts of an image lie: there max-pooling has no one derivative.
-    noise = torch.rand(e.images[:8].shape, generator=generator, dtype=torch.float64)
+    noise = torch.rand(e.images[:8].shape, generator=generator, dtype=torch.float64, device=generator.device)
     x = 0.05 + 0.85 * e.images[:8].double() + 0.05 * noise
     objective, labels = make_objective("margin"), e.labels[:8]
 
@@ -171,7 +171,7 @@ def _s9(e: Examination) -> Answer:
 
     gradient = exact(model)(x, loss).gradient
     errors, h = [], 1e-5
-    for direction in [gradient, *(torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(4))]:
+    for direction in [gradient, *(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device) for _ in range(4))]:
         unit = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
         with torch.no_grad():
             measured = (loss(model(x + h * unit)) - loss(model(x - h * unit))) / (2 * h)
@@ -190,7 +190,7 @@ def _s10(e: Examination) -> Answer:
     attack = e.attack()
     plain = e.under(attack, draws=1)
     model = freeze(e.model, e.seed)
-    found = attack(model, e.images, e.labels, generator=torch.Generator().manual_seed(e.seed))
+    found = attack(model, e.images, e.labels, generator=torch.Generator(device=e.images.device).manual_seed(e.seed))
     held = (model(found.adversarial).argmax(1) == e.labels).double()
     good = not PairedComparison.of(held, plain).higher and not PairedComparison.of(plain, held).higher
     return good, f"one attack without averaging leaves {_percent(plain)}, with the randomness held fixed {_percent(held)}"

@@ -266,7 +266,7 @@ class RunStore:
                     "INSERT INTO picture VALUES (?, ?, ?, ?) ON CONFLICT (image) DO UPDATE SET margin = excluded.margin, "
                     "share = excluded.share, pixels = excluded.pixels "
                     "WHERE (excluded.share, excluded.margin) < (picture.share, picture.margin)",
-                    (image, _number(margin), share, pixels.detach().cpu().contiguous().numpy().tobytes()),
+                    (image, _number(margin), share, pixels.detach().float().cpu().contiguous().numpy().tobytes()),
                 )
             for image, error in (errors or {}).items():
                 self._connection.execute("UPDATE image SET error = coalesce(error, ?) WHERE image = ?", (error, image))
