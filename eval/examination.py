@@ -94,13 +94,12 @@ class Examination:
             if path == "exact" and not bare and not self.has_gradient:
                 return self.clean()
             gradient = self.paths[path] if path in self.paths and not bare else exact(model)
+            generator = torch.Generator(device=self.images.device)
             result = attack(
                 model,
                 self.images,
                 self.labels,
-                generator=torch.Generator(device=self.images.device).manual_seed(
-                    self.seed * 1_000_003 + zlib.crc32(key.encode())
-                ),
+                generator=generator.manual_seed(self.seed * 1_000_003 + zlib.crc32(key.encode())),
                 gradient=gradient if average == 1 else eot(gradient, average),
                 precision="bfloat16" if self.bfloat16 and average == 1 else "float32",
             )

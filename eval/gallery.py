@@ -32,7 +32,7 @@ def gallery(judge: Judge, defended: nn.Module, images: Tensor, labels: Tensor) -
     attack = PGD(judge.threat, early_stop=False)
     attacked = attack(judge.bare, x, y, generator=torch.Generator(device=x.device).manual_seed(judge.seed)).adversarial
     kept = judge.store.pictures((x.shape[1], x.shape[2], x.shape[3]), index)
-    worst = torch.stack([kept[number].to(x) if number in kept else x[row] for row, number in enumerate(index)])
+    worst = torch.stack([kept.get(number, x[row].cpu()) for row, number in enumerate(index)]).to(x)
     fallen: set[int] = set()
     for stage in judge.store.stages():
         if stage.claim == "adaptive":

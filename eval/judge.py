@@ -51,8 +51,8 @@ class Judge:
     pictures: int
     """For so many images, the first ones, the worst attacked image is kept (of a random defence for all, for its verdict)."""
     progress: Progress
-    classes: int = 0
-    device: torch.device = torch.device("cpu")
+    classes: int
+    device: torch.device
     """Where the model is."""
 
     def clean(self) -> None:
@@ -126,9 +126,7 @@ class Judge:
             started = time.perf_counter()
             images, labels = self.load(rows)
             kept = self.store.pictures(self._shape(), rows.tolist())
-            worst = torch.stack(
-                [kept[i].to(image) if i in kept else image for i, image in zip(rows.tolist(), images, strict=True)]
-            )
+            worst = torch.stack([kept.get(i, image.cpu()) for i, image in zip(rows.tolist(), images, strict=True)]).to(images)
             distance = self.threat.distance(worst, images)
             self._write(
                 stage, 0, first, rows, self._answers(self.model, worst, labels), distance, seconds=time.perf_counter() - started
