@@ -41,7 +41,7 @@ class Examination:
     queries: int = 1000
     """Of Square."""
     random_draws: int = 10_000
-    """Random points in the ball, for each of at most 16 images."""
+    """Random points in the ball, for each of at most 8 images."""
     seed: int = 0
     bfloat16: bool = False
     """Gradient steps under autocast."""

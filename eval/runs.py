@@ -44,9 +44,8 @@ def _summary(path: Path) -> RunSummary:
             words = f"{ThreatModel(**configuration['threat'])}, n = {configuration['images']['n']}"
             if store.finding("costs") is None:
                 stages = store.stages()
-                return RunSummary(
-                    path, configuration["name"], f"{words}: not finished, at {stages[-1].name if stages else 'the start'}"
-                )
+                at = "the checks" if store.finding("check S1") is not None else stages[-1].name if stages else "the start"
+                return RunSummary(path, configuration["name"], f"{words}: not finished, at {at}")
             report = Report.of(store)
             checks = (
                 f"checks FAILED: {', '.join(report.failed)}"
