@@ -50,6 +50,8 @@ class Settings:
     """The first so many serve the checks S1 to S13 and the curve of accuracy against eps; 0: neither."""
     check_steps: int = 50
     """Of APGD, in the checks and the curve."""
+    random_draws: int = 10_000
+    """Random points in the ball, for each of eight images, in check S7."""
     pictures: int = 48
     """The first so many are shown in the report."""
     batch_size: int | None = None
@@ -219,6 +221,7 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
         bare=judge.bare if isinstance(defended, PurifiedClassifier) else None,
         draws=judge.draws,
         steps=settings.check_steps,
+        random_draws=settings.random_draws,
         seed=settings.seed,
         bfloat16=judge.bfloat16,
     )

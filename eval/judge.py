@@ -16,6 +16,7 @@ from purify.attacks.suite import suited
 from purify.eval.progress import Progress
 from purify.eval.source import ImageSource
 from purify.eval.store import RunStore, StageRecord, Trial
+from purify.images import check_images, check_labels
 
 __all__ = ["Judge", "covering"]
 
@@ -63,6 +64,8 @@ class Judge:
                 continue
             started = time.perf_counter()
             images, labels = self.load(rows)
+            check_images(images)
+            check_labels(labels, images, classes=self.classes)
             answers = self._answers(self.model, images, labels), self._answers(self.bare, images, labels, draws=1)
             self.store.add_images(dict(zip(rows.tolist(), labels.tolist(), strict=True)))
             self._write(bare, 0, first, rows, answers[1], seconds=0.0)

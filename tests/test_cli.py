@@ -28,7 +28,7 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: digits-dsae"),
+        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: digits-dense, digits-dncnn, digits-dsae"),
         (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
         (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: digits-dsae"),
         (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),
@@ -93,7 +93,7 @@ def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reference, "REFERENCE_FOLDER", tmp_path / "reference")
-    few = Settings(suite="fast", norm_images=0, check_images=8, check_steps=3, pictures=20)
+    few = Settings(suite="fast", norm_images=0, check_images=4, check_steps=2, random_draws=50, pictures=20)
     monkeypatch.setitem(TABLES, "digits", dataclasses.replace(TABLES["digits"], settings=few))
     command = ["tables", "--data", "digits", "--images", "30", "--out", str(tmp_path), "--quiet"]
     assert main([*command, "--check"]) == 1

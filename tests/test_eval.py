@@ -197,7 +197,9 @@ FEW = Settings(suite="fast", norm_images=20, check_images=0, pictures=0)
 def report() -> Report:
     digits = purify.load_dataset("digits", "test").first(150)
     defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
-    settings = Settings(suite="fast", oblivious_steps=20, norm_images=30, check_images=16, check_steps=10, pictures=12)
+    settings = Settings(
+        suite="fast", oblivious_steps=20, norm_images=30, check_images=16, check_steps=10, pictures=12, batch_size=150
+    )
     return evaluate(defended, digits, None, THREAT, settings=settings, quiet=True)
 
 
@@ -240,15 +242,16 @@ def test_suites_and_the_judge_agree(report: Report) -> None:
     assert abs(float(found.robust.sum()) - report.adaptive.right) <= 5
 
 
-def test_the_judge_and_pyautoattack_agree(victim: nn.Module) -> None:
+def test_the_judge_and_pyautoattack_agree(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """On the same images, within one of them."""
-    digits, threat = purify.load_dataset("digits", "test").first(60), ThreatModel("linf", 0.08)
-    defended = purify.wrap(victim, "digits-dsae")
+    x, threat = digits[0][:60], ThreatModel("linf", 0.04)
+    with torch.no_grad():
+        y = toy(x).argmax(1)
     settings = Settings(suite="standard", norm_images=0, check_images=0, pictures=0)
-    found = evaluate(defended, digits, None, threat, settings=settings, quiet=True)
-    theirs = AutoAttack(threat)(defended, *digits.batch(slice(None)))
+    found = evaluate(toy, x, y, threat, settings=settings, quiet=True)
+    theirs = AutoAttack(threat)(toy, x, y)
     assert abs(found.adaptive.right - int((~theirs.success).sum())) <= 1
-    assert 0.2 < found.adaptive.share < 0.9  # or the comparison would say nothing
+    assert 0.1 < found.adaptive.share < 0.9  # or the comparison would say nothing
 
 
 def test_claims_are_kept_apart(report: Report) -> None:
@@ -364,7 +367,7 @@ def test_one_image_of_two_classes() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [-1.0, -1, -1, -1]]))  # type: ignore[operator]
-    settings = Settings(check_steps=5, norm_images=1, pictures=1)
+    settings = Settings(check_steps=5, norm_images=1, pictures=1, random_draws=100)
     found = evaluate(model, torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), THREAT, settings=settings, quiet=True)
     assert (found.clean.right, found.adaptive.n) == (1, 1)
 
@@ -387,7 +390,9 @@ def test_an_image_with_nan_is_an_error_and_never_robust(victim: nn.Module, digit
     x, y = digits[0][:40], digits[1][:40]
     brightness = x[:, :, :, :3].mean((1, 2, 3))
     model = _SilentOnSome(victim, float(brightness.sort().values[-3]))
-    found = evaluate(model, x, y, ThreatModel("linf", 0.01), settings=dataclasses.replace(FEW, check_images=8), quiet=True)
+    found = evaluate(
+        model, x, y, ThreatModel("linf", 0.01), settings=dataclasses.replace(FEW, check_images=8, random_draws=200), quiet=True
+    )
     silent = (brightness > model.above).nonzero().flatten().tolist()
     assert len(silent) == 2
     assert set(silent) <= set(found.errors)

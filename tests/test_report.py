@@ -22,7 +22,7 @@ from purify.eval.html import render_html, reproduce, save_report, verdict_in_wor
 def report() -> Report:
     defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
     digits = purify.load_dataset("digits", "test").first(60)
-    settings = Settings(suite="fast", norm_images=20, check_images=10, check_steps=5, pictures=30)
+    settings = Settings(suite="fast", norm_images=20, check_images=10, check_steps=5, random_draws=200, pictures=30)
     about = {"data": "digits", "split": "test", "classifier": "digits-shufflenet", "purifier": "digits-dsae"}
     threat = ThreatModel("linf", 0.15)
     return evaluate(defended, digits, None, threat, settings=settings, name="digits-dsae", about=about, quiet=True)

@@ -210,8 +210,8 @@ def _without_times(path: Path) -> dict[str, Any]:
 
 def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
     """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
-    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "60", "--checks", "12", "--norms", "12", "--quiet"]
-    command += ["--batch-size", "16", "--out"]
+    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "40", "--checks", "6", "--norms", "6", "--quiet"]
+    command += ["--batch-size", "10", "--out"]
     chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
     broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"
     for kill in range(3):
