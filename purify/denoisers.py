@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,12 +39,12 @@ class DenoiserConfig:
             raise ValueError(f"DenoiserConfig.network must be one of {', '.join(_NETWORKS)}, got {self.network!r}")
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """What they share: ``relaxed`` is the network; forward clips what it gives to [0, 1]."""
 
+    @abstractmethod
     def relaxed(self, images: Tensor) -> Tensor:
         """Without the final clip: a differentiable stand-in whose gradient does not vanish at 0 and 1."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Denoise: images (N, C, H, W) in [0, 1] to the same shape and range."""
