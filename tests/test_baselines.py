@@ -1,0 +1,104 @@
+"""Baselines: each is what its library or its formula says, and a module from images to images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.filters import median as skimage_median
+
+import purify
+from purify.eval.baselines import (
+    BASELINES,
+    JPEG,
+    BitDepth,
+    GaussianFilter,
+    GaussianNoise,
+    MedianFilter,
+    PCAProjection,
+    make_baseline,
+)
+
+
+def test_median_is_scikit_images() -> None:
+    images = torch.rand(2, 3, 9, 7)
+    found = MedianFilter(3)(images)
+    for image, out in zip(images.flatten(0, 1), found.flatten(0, 1), strict=True):
+        np.testing.assert_allclose(out.numpy(), skimage_median(image.numpy(), np.ones((3, 3)), mode="nearest"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_nearly_pillows(channels: int, tmp_path: Path) -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(1, channels, 4, 4), (32, 24), mode="bilinear")
+    found = JPEG(75)(smooth)
+    assert found.shape == smooth.shape
+    pixels = (smooth[0] * 255).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=75)
+    expected = torch.from_numpy(np.array(Image.open(tmp_path / "x.jpg"))).float().div(255).view(32, 24, channels).permute(2, 0, 1)
+    assert (found[0] - expected).abs().mean() < 0.01
+    assert 0.0001 < (found - smooth).abs().mean() < 0.05
+
+
+def test_pca_is_scikit_learns() -> None:
+    from sklearn.decomposition import PCA
+
+    training = purify.load_dataset("digits", "train")
+    projection = make_baseline("pca", training)
+    assert isinstance(projection, PCAProjection)
+    pca = PCA(n_components=0.9, svd_solver="full").fit(training.batch(slice(None))[0].flatten(1).double().numpy())
+    images, _ = purify.load_dataset("digits", "test").first(5).batch(slice(None))
+    expected = pca.inverse_transform(pca.transform(images.flatten(1).double().numpy())).clip(0, 1)
+    np.testing.assert_allclose(projection(images).flatten(1).numpy(), expected, atol=1e-5)
+
+
+def test_gaussian_filter_is_scipys() -> None:
+    images = torch.rand(1, 1, 16, 16)
+    expected = gaussian_filter(images[0, 0].double().numpy(), 0.7, mode="mirror", radius=3)
+    np.testing.assert_allclose(GaussianFilter(0.7)(images)[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_bit_depth_by_hand() -> None:
+    found = BitDepth(2)(torch.tensor([[[[0.0, 0.16, 0.17, 0.5, 0.84, 1.0]]]]))
+    np.testing.assert_allclose(found.numpy().ravel(), [0, 0, 1 / 3, 2 / 3, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["total-variation", "wavelet"])
+def test_denoisers_denoise(name: str) -> None:
+    """Nearer to the smooth image than the noisy one was, in three channels and in one; and a flat image stays what it is."""
+    generator = torch.Generator().manual_seed(0)
+    for channels in (1, 3):
+        smooth = torch.linspace(0.2, 0.8, 32).expand(2, channels, 32, 32)
+        noisy = (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+        found = make_baseline(name)(noisy)
+        assert found.shape == noisy.shape
+        assert (found - smooth).square().mean() < 0.5 * (noisy - smooth).square().mean()
+    flat = torch.full((1, 1, 8, 8), 0.4)
+    np.testing.assert_allclose(make_baseline(name)(flat).numpy(), 0.4, atol=1e-6)
+
+
+def test_noise_is_new_each_time_and_as_strong_as_it_says() -> None:
+    noise = GaussianNoise(0.1)
+    images = torch.full((1, 1, 100, 100), 0.5)
+    first, second = noise(images), noise(images)
+    assert not torch.equal(first, second)
+    assert float((first - images).std()) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "pca"])
+def test_every_baseline_is_a_module_from_images_to_images(name: str) -> None:
+    images = torch.rand(2, 3, 17, 12)
+    found = make_baseline(name)(images)
+    assert found.shape == images.shape
+    assert found.dtype == images.dtype
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+def test_bad_baselines() -> None:
+    with pytest.raises(ValueError, match="unknown baseline 'blur'; known: jpeg, median, gaussian"):
+        make_baseline("blur")
+    with pytest.raises(ValueError, match="needs training images"):
+        make_baseline("pca")
