@@ -161,7 +161,7 @@ class Report:
         return path
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write one row an image: label, margins, what broke it."""
+        """Write one row an image: label, margins, shares, smallest norm, error."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:

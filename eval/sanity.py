@@ -142,6 +142,8 @@ def _s8(e: Examination) -> Answer:
     if not e.has_gradient:
         return False, "no gradient arrives at the images: the model detaches, or has a step that is not differentiable"
     right = (e.clean() > 0).nonzero().flatten()
+    if len(right) == 0:
+        return None, "no image is classified rightly to begin with"
     found, worst = [], 0.0
     for loss in ("ce", "dlr" if e.classes >= 3 else "margin"):
         objective = make_objective(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import median as skimage_median
 
 import purify
+from purify.eval import Settings, trained
 from purify.eval.baselines import (
     BASELINES,
     JPEG,
@@ -22,6 +24,8 @@ from purify.eval.baselines import (
     PCAProjection,
     make_baseline,
 )
+from purify.eval.tables import TABLES, defence_table
+from purify.recipes import find_recipe
 
 
 def test_median_is_scikit_images() -> None:
@@ -102,3 +106,21 @@ def test_bad_baselines() -> None:
         make_baseline("blur")
     with pytest.raises(ValueError, match="needs training images"):
         make_baseline("pca")
+
+
+@pytest.mark.parametrize("name", ["linear", "robust"])
+def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At their first use into the cache, from then on loaded; each gets a row of the full table."""
+    recipe = dataclasses.replace(find_recipe(f"digits-{name}"), epochs=1, attack_steps=1)  # type: ignore[call-arg]
+    monkeypatch.setattr(trained, "find_recipe", lambda _: recipe)
+    monkeypatch.setenv("PURIFY_CACHE", str(tmp_path))
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, purifiers=())
+    first = defence_table(spec, baselines=(name,), quiet=True)
+    weights = tmp_path / "baselines" / f"digits-{name}" / f"digits-{name}.safetensors"
+    written = weights.stat().st_mtime_ns
+    second = defence_table(spec, baselines=(name,), quiet=True)
+    assert weights.stat().st_mtime_ns == written
+    assert [report.name for report in first.reports] == ["none", name]
+    assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
+    assert first.reports[1].adaptive == second.reports[1].adaptive
