@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import matplotlib
 import numpy as np
 import torch
 
 from purify import __version__
+from purify.eval.exhibit import INK, Exhibit, inline_svg
 from purify.eval.recovery import Accuracy
 from purify.eval.report import Report
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["render_html", "render_markdown", "save_report", "verdict_in_words"]
+__all__ = ["render_exhibits", "render_html", "render_markdown", "save_report", "verdict_in_words"]
 
-_INK = "#010203"  # replaced by the page's own text colour, so that figures follow light and dark
-_STYLE = {
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "purify",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.color": _INK,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 _LINES = (("#6b7280", "-"), ("#0d9488", ":"), ("#d97706", "--"), ("#8b5cf6", "-."))
 
 
@@ -94,23 +73,43 @@ def render_markdown(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """The whole page."""
+    stages = [(name, broken, report.seconds.get(name, 0.0)) for name, broken in report.broken_by.items()]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            verdict=verdict_in_words(report),
+            accuracies=_accuracies(report),
+            stages=stages,
+            margins=_draw(report, _margins),
+            curve=None if report.curve is None else _draw(report, _curves),
+            tags=sorted({tag for entry in report.gallery for tag in entry["tags"]}),
+            views={"oblivious": "oblivious PGD", "adaptive": "adaptive, the worst found", "clean": "clean"},
+            audit=None
+            if report.audit is None
+            else {"words": report.audit["words"], "exhibits": [Exhibit(**fields) for fields in report.audit["exhibits"]]},
+            reproduce=reproduce(report),
+            version=__version__,
+        )
+    )
+
+
+def render_exhibits(title: str, words: list[str], exhibits: list[Exhibit], reproduce: str) -> str:
+    """A page of exhibits alone, with what they say in words on top, and the command that makes them again."""
+    return (
+        _environment()
+        .get_template("exhibits_page.html.j2")
+        .render(title=title, words=words, exhibits=exhibits, reproduce=reproduce, version=__version__)
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("purify.eval", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    stages = [(name, broken, report.seconds.get(name, 0.0)) for name, broken in report.broken_by.items()]
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        verdict=verdict_in_words(report),
-        accuracies=_accuracies(report),
-        stages=stages,
-        margins=_draw(report, _margins),
-        curve=None if report.curve is None else _draw(report, _curves),
-        tags=sorted({tag for entry in report.gallery for tag in entry["tags"]}),
-        views={"oblivious": "oblivious PGD", "adaptive": "adaptive, the worst found", "clean": "clean"},
-        reproduce=reproduce(report),
-        version=__version__,
-    )
+    return environment
 
 
 def reproduce(report: Report) -> str:
@@ -149,16 +148,7 @@ def _accuracies(report: Report) -> list[tuple[str, Accuracy]]:
 
 def _draw(report: Report, paint: Callable[[Axes, Report], None]) -> str:
     """A figure as inline SVG in the page's colours."""
-    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure, axis = plt.subplots(figsize=(7.2, 3.4))
-        paint(axis, report)
-        figure.tight_layout()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-    svg = buffer.getvalue()
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*" width="[^"]*"', r"<svg \1\2", svg)
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    return inline_svg(lambda figure: paint(figure.subplots(), report))
 
 
 def _margins(axis: Axes, report: Report) -> None:
@@ -176,7 +166,7 @@ def _margins(axis: Axes, report: Report) -> None:
     for (colour, line), (name, values) in zip(_LINES, finite.items(), strict=True):
         clipped = np.clip(values, bins[0], bins[-1])
         axis.hist(clipped, bins, histtype="step", color=colour, linestyle=line, linewidth=1.8, label=name)
-    axis.axvline(0, color=_INK, linewidth=0.8)
+    axis.axvline(0, color=INK, linewidth=0.8)
     axis.set_xlabel("margin: logit of the true class − largest other (negative: misclassified)")
     axis.set_ylabel("images")
     axis.legend(frameon=False, fontsize=9)
@@ -191,7 +181,7 @@ def _curves(axis: Axes, report: Report) -> None:
             axis.plot(report.curve.eps, shares, color=colour, linestyle=line, marker="o", markersize=4, label=claim)
             low, high = [100 * a.low for a in accuracies], [100 * a.high for a in accuracies]
             axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.15)
-    axis.axvline(report.threat.eps, color=_INK, linewidth=0.8, linestyle=":")
+    axis.axvline(report.threat.eps, color=INK, linewidth=0.8, linestyle=":")
     axis.set_xlabel(f"eps ({report.threat.norm}); dotted: this report's")
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(-2, 102)

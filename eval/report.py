@@ -89,6 +89,8 @@ class Report:
     """One value an image: label, margins, lowest share, smallest norm (NaN where not measured)."""
     gallery: list[dict[str, Any]] = field(repr=False)
     """See :func:`purify.eval.gallery.gallery`."""
+    audit: dict[str, Any] | None = field(repr=False, default=None)
+    """The spectral audit, if `purify audit` was run on the store: words and exhibits."""
 
     @classmethod
     def of(cls, store: RunStore) -> Report:
@@ -149,7 +151,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, without the images and the rows for each image."""
-        left_out = {"per_image", "gallery"}
+        left_out = {"per_image", "gallery", "audit"}
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return {key: _plain(value) for key, value in kept.items()}
 
@@ -256,6 +258,7 @@ def _read(store: RunStore) -> Report:
         seconds={stage.name: store.seconds(stage) for stage in stages.values()},
         per_image=per_image,
         gallery=store.finding("gallery") or [],
+        audit=store.finding("audit"),
     )
 
 

@@ -329,10 +329,11 @@ class RunStore:
             row = self._connection.execute("SELECT value FROM finding WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def add_finding(self, key: str, value: Any, seconds: float = 0.0) -> None:
-        """Write plain values under ``key``, for good."""
+    def add_finding(self, key: str, value: Any, seconds: float = 0.0, *, replace: bool = False) -> None:
+        """Write plain values under ``key``: for good, or in the place of what is there."""
         with self._told_by_name():
-            self._connection.execute("INSERT INTO finding VALUES (?, ?, ?)", (key, json.dumps(value), seconds))
+            verb = "INSERT OR REPLACE" if replace else "INSERT"
+            self._connection.execute(f"{verb} INTO finding VALUES (?, ?, ?)", (key, json.dumps(value), seconds))
 
     # ---- opening and closing
 

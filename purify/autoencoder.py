@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify.images import check_images
-from purify.sparse import nonnegative_soft_threshold
+from purify.sparse import CodeName, make_code
 
 __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
 
@@ -38,6 +38,10 @@ class DSAEConfig:
     """Residual blocks of the deep encoder, at the resolution of the code."""
     steps: int = 1
     """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
+    code: CodeName = "soft"
+    """What makes the code sparse (``purify.sparse``): soft, the default; hard, top-k and batch-top-k jump."""
+    density: float = 0.1
+    """Share of the code's entries that top-k and batch-top-k leave."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "units", "atom", "stride", "width", "steps"):
@@ -50,6 +54,8 @@ class DSAEConfig:
                 "DSAEConfig.atom must be at least the stride and differ from it by an even number (atoms overlap "
                 f"evenly on both sides), got atom {self.atom} with stride {self.stride}"
             )
+        if not 0 < self.density <= 1:
+            raise ValueError(f"DSAEConfig.density must be above 0 and at most 1, got {self.density}")
         if self.encoder not in ("deep", "linear", "tied"):
             raise ValueError(f"DSAEConfig.encoder must be 'deep', 'linear' or 'tied', got {self.encoder!r}")
 
@@ -89,7 +95,7 @@ class DenoisingSparseAutoencoder(nn.Module):
     With dictionary D (a transposed convolution whose K atoms have unit norm), encoder E, offset b (one value for each
     channel) and thresholds θ_k ≥ 0 (one for each unit, learnt), T = ``config.steps`` proximal-gradient steps
 
-        z₀ = 0,   z_{t+1} = relu( z_t + E(x − b − D z_t) − θ )
+        z₀ = 0,   z_{t+1} = relu( z_t + E(x − b − D z_t) − θ )          (other codes: another operator than this relu)
 
     give the code z = z_T, and the purified image is x̂ = clip(D z + b, 0, 1). T = 1 is the classic sparse autoencoder
     with shifted ReLU; a tied encoder E = η Dᵀ makes it ISTA on ½‖x − b − Dz‖² + (θ/η)·Σz, z ≥ 0
@@ -113,6 +119,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.atoms = nn.Parameter(torch.randn(atom_shape))  # (K, C, a, a), normalised when used
         self.offset = nn.Parameter(torch.zeros(config.channels, 1, 1))  # b
         self.raw_threshold = nn.Parameter(torch.full((config.units, 1, 1), _inverse_softplus(0.05)))
+        self.sparsify = make_code(config.code, density=config.density, steps=config.steps)
         self.stem: nn.Module = nn.Identity()
         self.blocks: nn.Module = nn.Identity()
         if config.encoder == "tied":
@@ -146,10 +153,10 @@ class DenoisingSparseAutoencoder(nn.Module):
             raise ValueError(f"expected images (N, {self.config.channels}, H, W), got shape {tuple(images.shape)}")
         padded = self._pad(images) - self.offset
         dictionary, threshold = self.dictionary, self.threshold
-        code = nonnegative_soft_threshold(self._analyse(padded, dictionary), threshold)
-        for _ in range(self.config.steps - 1):
+        code: Tensor = self.sparsify(self._analyse(padded, dictionary), threshold, 0)
+        for step in range(1, self.config.steps):
             rest = padded - self._synthesise(code, dictionary)
-            code = nonnegative_soft_threshold(code + self._analyse(rest, dictionary), threshold)
+            code = self.sparsify(code + self._analyse(rest, dictionary), threshold, step)
         return code
 
     def analyse(self, images: Tensor) -> Tensor:

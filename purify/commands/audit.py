@@ -1,0 +1,157 @@
+"""``purify audit``: is this purifier a selective filter, and why should it be?"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from purify.checkpoint import CheckpointError, list_checkpoints, load, load_classifier, load_denoiser, read_card
+from purify.commands.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from purify.eval.spectrum import Audit
+
+__all__ = ["AuditCommand", "audit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCommand(DataOptions):
+    """The spectral audit of a purifier: gains, perturbations, margins by direction; or the theory behind it."""
+
+    target: tyro.conf.Positional[str] = "digits-dsae"
+    """Name or path of a purifier's checkpoint, or the store (*.sqlite) of a run, whose report the audit joins."""
+    theory: bool = False
+    """In place of an audit: PCA and the linear autoencoder, proximal operators, the L1 landscape, dense and sparse features."""
+    data: str | None = None
+    """Data set; default: the checkpoint's own. With --theory the pictures whose features are learnt (digits, mnist, …)."""
+    classifier: str | None = None
+    """Name or path; default: the one that the purifier was trained with."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Of the attacks."""
+    eps: float | None = None
+    """Radius of the attacks; default: that of the data set's table, else 8/255."""
+    images: int = 48
+    """The first so many test images are attacked."""
+    natural: int = 5000
+    """So many training images say what is natural (fewer for large images)."""
+    against: tuple[str, ...] = ()
+    """Other purifiers beside it: checkpoints; default: the dense autoencoder and the robust DSAE of the same data, where
+    shipped."""
+    seed: int = 0
+    """Of everything random."""
+    out: Path = Path("runs/audit")
+    """Folder for the page, Markdown, JSON and one CSV a figure."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def audit(command: AuditCommand) -> int:
+    """Run ``purify audit``."""
+    from purify.eval.html import render_exhibits
+
+    if command.theory:
+        from purify.eval.theory.experiments import run_theory
+
+        names = (command.data,) if command.data else ("digits",)
+        exhibits, words = run_theory(
+            {name: command.load(name, "train") for name in names}, seed=command.seed, quiet=command.quiet
+        )
+        folder = command.out / "theory"
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / "theory.html", *(folder / f"{exhibit.id}.csv" for exhibit in exhibits)]
+        again = f"purify audit --theory{f' --data {shlex.quote(command.data)}' if command.data else ''} --seed {command.seed}"
+        written[0].write_text(render_exhibits("Theory, executed", words, exhibits, again), encoding="utf-8")
+        for path, exhibit in zip(written[1:], exhibits, strict=True):
+            path.write_text(exhibit.csv(), encoding="utf-8")
+        print("\n".join(words))
+        print(f"wrote {', '.join(map(str, written))}")
+        return 0
+    if command.target.endswith(".sqlite"):
+        return _audit_run(command)
+    card = read_card(command.target)
+    if card.kind == "classifier":
+        raise CheckpointError(f"{command.target} is a classifier; an audit is about a purifier in front of one")
+    data, classifier = command.data or card.dataset, command.classifier or card.recipe.get("classifier")
+    if not classifier:
+        raise ValueError(f"the card of {command.target} names no classifier; give --classifier")
+    found = _measure(command, command.target, data, classifier, command.norm, command.eps or _usual_eps(data))
+    again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
+    again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {command.images} --seed {command.seed}"
+    folder = command.out / Path(command.target).stem
+    written = found.save(folder)
+    page = folder / "audit.html"
+    page.write_text(
+        render_exhibits(f"Spectral audit of {found.name}, {found.threat}", found.words(), found.exhibits, again), encoding="utf-8"
+    )
+    print("\n".join(found.words()))
+    print(f"wrote {', '.join(map(str, [page, *written]))}")
+    return 0
+
+
+def _audit_run(command: AuditCommand) -> int:
+    """Audit what a run evaluated, and put it into the run's own report."""
+    import dataclasses
+
+    from purify.eval import Report
+    from purify.eval.html import save_report
+    from purify.eval.store import RunStore
+
+    path = Path(command.target)
+    with RunStore(path, None) as store:
+        about, threat = store.configuration["about"], store.configuration["threat"]
+    if not {"data", "classifier", "purifier"} <= about.keys() or about["purifier"] == "none":
+        raise ValueError(
+            f"{path} does not say which purifier and data it is about; audit the checkpoint: purify audit CHECKPOINT"
+        )
+    found = _measure(command, about["purifier"], about["data"], about["classifier"], threat["norm"], threat["eps"])
+    with RunStore(path, None) as store:
+        exhibits = [dataclasses.asdict(exhibit) for exhibit in found.exhibits]
+        store.add_finding("audit", {"words": found.words(), "exhibits": exhibits}, replace=True)
+        report = Report.of(store)
+    written = [*save_report(report, path.with_suffix(".html")), *found.save(path.with_suffix(".audit"))]
+    print("\n".join(found.words()))
+    print(f"wrote {', '.join(map(str, written))}")
+    return 0
+
+
+def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, norm: Any, eps: float) -> Audit:
+    import torch
+
+    from purify.attacks import ThreatModel
+    from purify.eval.baselines import BASELINES, make_baseline
+    from purify.eval.spectrum import AuditSettings, spectral_audit
+    from purify.eval.spectrum.bases import COMPLETED
+    from purify.eval.spectrum.subjects import matched_blur
+
+    model, training = load_classifier(classifier), command.load(data, "train")
+    test, validation = command.load(data, "test").first(command.images), command.load(data, "val").first(500)
+    about = make_baseline(purifier, training).eval() if purifier in BASELINES else _load_any(purifier)
+    purifiers: dict[str, nn.Module] = {Path(purifier).stem: about}
+    blur = matched_blur(model, about, *validation.batch(slice(None)))
+    purifiers[f"blur {blur.sigma}"] = blur
+    shipped = [name for name in (f"{data}-dense", f"{data}-dsae-robust") if name in list_checkpoints()]
+    for name in command.against or shipped:
+        if name != purifier:
+            purifiers[Path(name).stem] = _load_any(name)
+    large = training.pixels[0].numel() > COMPLETED
+    natural, _ = training.batch(torch.arange(min(len(training), min(command.natural, 400) if large else command.natural)))
+    settings = AuditSettings(images=command.images, natural=command.natural, seed=command.seed)
+    return spectral_audit(
+        model, purifiers, natural, *test.batch(slice(None)), ThreatModel(norm, eps), settings=settings, quiet=command.quiet
+    )
+
+
+def _load_any(name: str) -> nn.Module:
+    return load_denoiser(name) if read_card(name).kind == "denoiser" else load(name)
+
+
+def _usual_eps(data: str) -> float:
+    from purify.eval.tables import TABLES
+
+    return TABLES[data].threat.eps if data in TABLES else 8 / 255

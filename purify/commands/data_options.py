@@ -1,0 +1,26 @@
+"""Options that every command with images has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from purify.data import ImageSet, Split, load_dataset
+
+__all__ = ["DataOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where images come from."""
+
+    data_root: Path | None = None
+    """Folder with the data sets; default: $PURIFY_DATA, else a cache folder with download."""
+    size: int | None = None
+    """For imagefolder: side in pixels to which images are resized and centre-cropped."""
+    class_list: Path | None = None
+    """For imagefolder: text file with one class folder's name a line, in label order."""
+
+    def load(self, name: str, split: Split) -> ImageSet:
+        """One split of a data set, found as these options say."""
+        return load_dataset(name, split, data_root=self.data_root, size=self.size, class_list=self.class_list)

@@ -1,0 +1,68 @@
+"""``purify train``: train what a recipe describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import tyro
+
+from purify.commands.data_options import DataOptions
+from purify.recipes import Recipe, find_recipe, list_recipes
+
+__all__ = ["TrainOptions", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions):
+    """Of `purify train`, beside the recipe's own settings."""
+
+    out: Path | None = None
+    """Folder of the run; default: runs/train/RECIPE. A run found there goes on from its last finished epoch."""
+    threads: int | None = None
+    """Processor threads; default: torch's own choice."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+_Chosen = TypeVar("_Chosen", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class _Training(Generic[_Chosen]):
+    """Settings of one training."""
+
+    recipe: _Chosen
+    options: TrainOptions
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run ``purify train RECIPE [options]``: the options are the fields of the recipe."""
+    if not arguments or arguments[0].startswith("-"):
+        print(f"usage: purify train RECIPE [options]\n\nrecipes: {', '.join(list_recipes())}")
+        print("`purify train RECIPE --help` shows the settings of that recipe.")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    default = find_recipe(arguments[0])
+
+    chosen = tyro.cli(
+        tyro.conf.OmitArgPrefixes[_Training[type(default)]],  # type: ignore[misc]
+        default=_Training(default, TrainOptions()),
+        args=list(arguments[1:]),
+        prog=f"purify train {default.name}",
+    )
+    recipe, options = chosen.recipe, chosen.options
+
+    import torch
+
+    from purify.tasks import make_task
+    from purify.training import train as fit
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    training = options.load(recipe.dataset, "train")
+    task = make_task(recipe, training, options.load(recipe.dataset, "val"))
+    path = fit(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
+    print(f"wrote {path} and its card {path.with_suffix('.json')}")
+    return 0
