@@ -16,7 +16,14 @@ import purify
 import purify.attacks
 import purify.eval
 
-FOLDERS = {"purify": ROOT / "purify", "purify.attacks": ROOT / "attacks", "purify.eval": ROOT / "eval"}
+FOLDERS = {
+    "purify": ROOT / "purify",
+    "purify.commands": ROOT / "purify" / "commands",
+    "purify.attacks": ROOT / "attacks",
+    "purify.eval": ROOT / "eval",
+    "purify.eval.spectrum": ROOT / "eval" / "spectrum",
+    "purify.eval.theory": ROOT / "eval" / "theory",
+}
 
 
 def test_public_names() -> None:
@@ -66,7 +73,7 @@ def test_the_core_knows_neither_attacks_nor_judge(path: Path) -> None:
 
 def test_every_folder_is_in_the_wheel(tmp_path: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(settings["tool"]["setuptools"]["packages"]) == {"purify", "purify.attacks", "purify.eval", "purify.checkpoints"}
+    assert set(settings["tool"]["setuptools"]["packages"]) == {*FOLDERS, "purify.checkpoints"}
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("purify_defense-*.whl")
