@@ -39,7 +39,9 @@ class Recipe:
     ema_decay: float = 0.998
     """Of the exponential moving average of the weights, which is what is validated and saved (0: none)."""
     shift: float = 0.0
-    """Augmentation: largest shift, in pixels."""
+    """Augmentation: largest shift, in pixels and fractions of them."""
+    crop: int = 0
+    """Augmentation: largest shift by whole pixels, which blurs nothing (for photographs; padding and random crop)."""
     rotate: float = 0.0
     """Augmentation: largest rotation, in degrees."""
     zoom: float = 0.0
@@ -49,6 +51,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.crop < 0:
+            raise ValueError(f"recipe {self.name}: crop must not be negative, got {self.crop}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe {self.name}: {name} must be at least 1, got {getattr(self, name)}")
@@ -177,6 +181,22 @@ register(
         std=(0.3081,),
         epochs=5,
         shift=2.0,
+    )
+)
+register(
+    ClassifierRecipe(
+        name="cifar10-resnet18",
+        dataset="imagefolder:cifar10-jpeg.zip",
+        architecture=ClassifierConfig(model="resnet18", small_stem=True, max_pool=False),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        epochs=14,
+        batch_size=128,
+        learning_rate=1.5e-3,
+        weight_decay=0.05,
+        label_smoothing=0.05,
+        crop=4,
+        flip=True,
     )
 )
 register(

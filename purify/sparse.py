@@ -86,7 +86,7 @@ def jump_relu(v: Tensor, threshold: Tensor, width: float = 0.05) -> Tensor:
     """
     near = (v - threshold).abs() < width / 2
     learning = (near * threshold / width).detach() * (threshold - threshold.detach())  # exactly zero, but has a gradient
-    return v * (v > threshold) - learning
+    return torch.where(v > threshold, v, 0.0) - learning
 
 
 def top_k(v: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import purify
-from purify.checkpoint import FOLDER, Card, read_card, save
+from purify.checkpoint import FOLDER, Card, load_any, read_card, save
 
 LIMIT = 25 * 2**20
 
@@ -40,7 +40,7 @@ def test_round_trip(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", purify.list_checkpoints())
 def test_shipped(name: str) -> None:
     card = read_card(name)
-    module = purify.load(name) if card.kind == "purifier" else purify.load_classifier(name)
+    module = load_any(name)
     assert not module.training
     with torch.no_grad():
         assert torch.isfinite(module(torch.rand(2, *card.image_shape))).all()

@@ -30,7 +30,7 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: digits-dense, digits-dncnn, digits-dsae"),
         (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
-        (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: digits-dsae"),
+        (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: digits-dense, digits-dsae"),
         (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),
         (["evaluate", "--eps", "8"], "write 8 / 255, not 8"),
         (["evaluate", "--eps", "-0.1"], "eps of 0 or more"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from purify.checkpoint import CheckpointError, list_checkpoints, load, load_classifier, load_denoiser, read_card
+from purify.checkpoint import CheckpointError, list_checkpoints, load_any, load_classifier, read_card
 from purify.commands.data_options import DataOptions
 
 if TYPE_CHECKING:
@@ -131,24 +131,20 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
 
     model, training = load_classifier(classifier), command.load(data, "train")
     test, validation = command.load(data, "test").first(command.images), command.load(data, "val").first(500)
-    about = make_baseline(purifier, training).eval() if purifier in BASELINES else _load_any(purifier)
+    about = make_baseline(purifier, training).eval() if purifier in BASELINES else load_any(purifier)
     purifiers: dict[str, nn.Module] = {Path(purifier).stem: about}
     blur = matched_blur(model, about, *validation.batch(slice(None)))
     purifiers[f"blur {blur.sigma}"] = blur
     shipped = [name for name in (f"{data}-dense", f"{data}-dsae-robust") if name in list_checkpoints()]
     for name in command.against or shipped:
         if name != purifier:
-            purifiers[Path(name).stem] = _load_any(name)
+            purifiers[Path(name).stem] = load_any(name)
     large = training.pixels[0].numel() > COMPLETED
     natural, _ = training.batch(torch.arange(min(len(training), min(command.natural, 400) if large else command.natural)))
     settings = AuditSettings(images=command.images, natural=command.natural, seed=command.seed)
     return spectral_audit(
         model, purifiers, natural, *test.batch(slice(None)), ThreatModel(norm, eps), settings=settings, quiet=command.quiet
     )
-
-
-def _load_any(name: str) -> nn.Module:
-    return load_denoiser(name) if read_card(name).kind == "denoiser" else load(name)
 
 
 def _usual_eps(data: str) -> float:
