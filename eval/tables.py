@@ -13,7 +13,7 @@ from torch import nn
 from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
-from purify.data import DataNotFoundError, ImageSet, Split, load_dataset
+from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_dataset
 from purify.eval.baselines import IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
@@ -21,7 +21,7 @@ from purify.eval.trained import TRAINED, trained_baseline
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
-__all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table", "file_stem"]
+__all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table"]
 
 FORMAT = 2
 """Of the JSON file."""
@@ -181,9 +181,3 @@ def _measure(
 def _suited(settings: Settings, purifier: nn.Module | None) -> Settings:
     """The settings, with 20 draws for a random purifier."""
     return dataclasses.replace(settings, draws=20) if isinstance(purifier, GaussianNoise) else settings
-
-
-def file_stem(name: str) -> str:
-    """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``."""
-    kind, _, path = name.partition(":")
-    return f"{kind}-{Path(path).stem}" if path else kind

@@ -44,14 +44,22 @@ VARIANTS: tuple[Variant, ...] = (
 """Every code with each kind of encoder, and the soft one, the default, at each number of unrolled steps."""
 
 
-def variant_recipe(base: PurifierRecipe, variant: Variant) -> PurifierRecipe:
+def variant_recipe(base: PurifierRecipe, variant: Variant, epochs: int | None = None) -> PurifierRecipe:
     """The recipe of ``base`` with another code. Where k fixes the sparsity there is no L1 penalty; k leaves a tenth of the
-    code."""
+    code.
+
+    Args:
+        base: of the DSAE.
+        variant: what is different.
+        epochs: of the training; None: as many as ``base`` has.
+    """
     architecture = dataclasses.replace(
         base.architecture, code=variant.code, encoder=variant.encoder, steps=variant.steps, density=0.1
     )
     l1 = 0.0 if "top-k" in variant.code else base.l1
-    return dataclasses.replace(base, name=f"{base.name}-{variant}", architecture=architecture, l1=l1)
+    epochs = epochs or base.epochs
+    name = f"{base.name}-{variant}" + (f"-{epochs}-epochs" if epochs != base.epochs else "")
+    return dataclasses.replace(base, name=name, architecture=architecture, l1=l1, epochs=epochs)
 
 
 def compare_variants(
@@ -63,6 +71,7 @@ def compare_variants(
     settings: Settings,
     eps: float,
     variants: tuple[Variant, ...] = VARIANTS,
+    epochs: int | None = None,
     stores: Path | None = None,
     quiet: bool = False,
 ) -> list[tuple[Variant, Report]]:
@@ -76,6 +85,7 @@ def compare_variants(
         settings: of the evaluations.
         eps: L∞ radius.
         variants: which ones.
+        epochs: of each training; None: as many as the recipe has.
         stores: folder with one store a variant; None: nothing is kept.
         quiet: no progress bars.
     """
@@ -87,7 +97,7 @@ def compare_variants(
     classifier = load_classifier(recipe.classifier)
     found = []
     for variant in variants:
-        chosen = variant_recipe(recipe, variant)
+        chosen = variant_recipe(recipe, variant, epochs)
         folder = cache_folder() / "variants" / chosen.name
         path = folder / f"{chosen.name}.safetensors"
         if not path.exists():

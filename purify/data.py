@@ -20,7 +20,7 @@ from torch import Tensor
 
 from purify.image_folder import read_image_folder
 
-__all__ = ["DATASETS", "DataNotFoundError", "ImageSet", "Split", "cache_folder", "load_dataset", "split_indices"]
+__all__ = ["DATASETS", "DataNotFoundError", "ImageSet", "Split", "cache_folder", "file_stem", "load_dataset", "split_indices"]
 
 Split = Literal["train", "val", "test"]
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "imagefolder:PATH")
@@ -151,6 +151,12 @@ def load_dataset(
     raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
 
 
+def file_stem(name: str) -> str:
+    """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``."""
+    kind, _, path = name.partition(":")
+    return f"{kind}-{Path(path).stem}" if path else kind
+
+
 def _digits(split: Split) -> ImageSet:
     from sklearn.datasets import load_digits
 
@@ -219,6 +225,8 @@ def _image_folder(
         chosen = torch.tensor([i for i, part in enumerate(pool.part_of) if part == wanted])
         if split != "test" and "val" not in pool.parts:
             chosen = chosen[split_indices(pool.labels[chosen], (0.9, 0.1))[split == "val"]]
+        else:  # a folder's order is by class: the first hundred must be a fair sample
+            chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(SPLIT_SEED))]
     return ImageSet(name, split, pool.pixels[chosen], pool.labels[chosen], pool.classes, pool.skipped)
 
 

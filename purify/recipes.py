@@ -226,6 +226,22 @@ register(
     )
 )
 register(
+    PurifierRecipe(
+        name="cifar10-dsae",
+        dataset="imagefolder:cifar10-jpeg.zip",
+        classifier="cifar10-resnet18",
+        architecture=DSAEConfig(channels=3, units=192, atom=6, stride=2, width=96, depth=3),
+        epochs=5,
+        batch_size=128,
+        flip=True,
+        noise=0.15,
+        attacked=0.4,
+        attack_steps=3,
+        eps=(4 / 255, 12 / 255),
+        l1=0.02,
+    )
+)
+register(
     RobustClassifierRecipe(
         name="digits-robust",
         dataset="digits",
@@ -268,7 +284,8 @@ def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
         dataclasses.replace(size, network="magnet", width=3),
     ):
         alone = {"attacked": 0.0, "noise": 0.1, "agreement_weight": 0.0} if config.network == "magnet" else {}
-        register(DenoiserRecipe(**{**shared, **alone, "name": f"{dsae.dataset}-{config.network}", "architecture": config}))
+        name = f"{like.removesuffix('-dsae')}-{config.network}"
+        register(DenoiserRecipe(**{**shared, **alone, "name": name, "architecture": config}))
 
 
 _register_dense("digits-dsae", dncnn=(16, 5))  # as many multiply-accumulates as the DSAE, within 6 %

@@ -28,9 +28,9 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: digits-dense, digits-dncnn, digits-dsae"),
+        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: cifar10-dsae, cifar10-resnet18"),
         (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
-        (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: digits-dense, digits-dsae"),
+        (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: "),
         (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),
         (["evaluate", "--eps", "8"], "write 8 / 255, not 8"),
         (["evaluate", "--eps", "-0.1"], "eps of 0 or more"),

@@ -177,3 +177,4 @@ def test_zip_with_parts() -> None:
     assert len(test) == 1000
     assert test.image_shape == (3, 32, 32)
     assert test.classes[0] == "airplane"
+    assert len(test.first(60).labels.unique()) == 10  # the first images are a sample of all classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sklearn.decomposition import PCA
 
 from purify import load_dataset
 from purify.cli import main
+from purify.eval.theory.experiments import TheorySettings
 from purify.eval.theory.features import cut_patches, dictionary_stability, hoyer_sparsity, learn_features
 from purify.eval.theory.landscape import critical_points, loss, recover_atoms, symmetric_codes
 from purify.eval.theory.proximal import OPERATORS, compare_with_minimiser
@@ -178,7 +180,9 @@ def test_sparse_features_are_sparser_than_dense_ones() -> None:
         cut_patches(images, 9, 10)
 
 
-def test_command_runs_the_theory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_runs_the_theory(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    few = partial(TheorySettings, subspace_steps=2000, starts=6, recovery_steps=300, feature_steps=200, feature_seeds=2)
+    monkeypatch.setattr("purify.eval.theory.experiments.TheorySettings", few)
     assert main(["audit", "--theory", "--out", str(tmp_path), "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "specialised: strict minimum" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from purify.data import ImageSet
+from purify.data import ImageSet, file_stem
 from purify.eval.exhibit import COLOURS, INK, Cell, Exhibit, inline_svg
 from purify.eval.theory.features import FeatureSet, cut_patches, learn_features
 from purify.eval.theory.landscape import critical_points, recover_atoms
@@ -20,28 +21,49 @@ from purify.eval.theory.subspace import SubspaceFinding, compare_with_pca
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["run_theory"]
+__all__ = ["TheorySettings", "run_theory"]
 
 PENALTY = 0.1
 """λ of the landscape."""
 
 
-def run_theory(data: Mapping[str, ImageSet], *, seed: int = 0, quiet: bool = False) -> tuple[list[Exhibit], list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class TheorySettings:
+    """How long the four experiments take."""
+
+    subspace_steps: int = 20_000
+    """Of gradient descent, for the linear autoencoder."""
+    starts: int = 100
+    """Random dictionaries from which the true atoms are sought."""
+    recovery_steps: int = 1500
+    """Of gradient descent, for each of them."""
+    feature_steps: int = 1500
+    """Of gradient descent, for each dictionary of real patches."""
+    feature_seeds: int = 3
+    """Dictionaries learnt by each method, for its stability."""
+    seed: int = 0
+    """Of everything random."""
+
+
+def run_theory(
+    data: Mapping[str, ImageSet], settings: TheorySettings | None = None, *, quiet: bool = False
+) -> tuple[list[Exhibit], list[str]]:
     """Run all four; returns the exhibits, and what each found in a sentence.
 
     Args:
         data: training images by name, from whose patches subspaces and features are learnt.
-        seed: of everything random.
+        settings: None: the defaults, a few minutes.
         quiet: no progress bar.
     """
+    settings = settings or TheorySettings()
     images = {name: one.first(5000).batch(slice(None))[0] for name, one in data.items()}
 
     def parts() -> Iterator[Exhibit]:
-        yield _subspaces(images, seed)
-        yield _operators(seed)
-        yield _landscape(seed)
+        yield _subspaces(images, settings)
+        yield _operators(settings.seed)
+        yield _landscape(settings)
         for name, pictures in images.items():
-            yield _features(name, pictures)
+            yield _features(name, pictures, settings)
 
     exhibits = list(tqdm(parts(), total=3 + len(images), desc="theory", disable=True if quiet else None, leave=False))
     return exhibits, [f"{exhibit.title}: {exhibit.found}" for exhibit in exhibits]
@@ -52,12 +74,12 @@ def patch_side(images: Tensor) -> int:
     return min(12, int(images.shape[-2]), int(images.shape[-1]))
 
 
-def _subspaces(images: Mapping[str, Tensor], seed: int) -> Exhibit:
+def _subspaces(images: Mapping[str, Tensor], settings: TheorySettings) -> Exhibit:
     found: list[SubspaceFinding] = []
     for name, pictures in images.items():
         side = min(8, *pictures.shape[-2:])
-        patches = pictures if pictures.shape[-1] == side else cut_patches(pictures, side, 10_000, seed)
-        found.append(compare_with_pca(name, patches.flatten(1), 10, seed=seed))
+        patches = pictures if pictures.shape[-1] == side else cut_patches(pictures, side, 10_000, settings.seed)
+        found.append(compare_with_pca(file_stem(name), patches.flatten(1), 10, steps=settings.subspace_steps, seed=settings.seed))
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
@@ -123,9 +145,12 @@ def _operators(seed: int) -> Exhibit:
     )
 
 
-def _landscape(seed: int) -> Exhibit:
+def _landscape(settings: TheorySettings) -> Exhibit:
     points = [*critical_points(0.0), *critical_points(PENALTY)]
-    recoveries = [recover_atoms(penalty, seed=seed) for penalty in (0.0, PENALTY)]
+    recoveries = [
+        recover_atoms(penalty, starts=settings.starts, steps=settings.recovery_steps, seed=settings.seed)
+        for penalty in (0.0, PENALTY)
+    ]
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -156,7 +181,8 @@ def _landscape(seed: int) -> Exhibit:
         for p in points
     ]
     rows += [
-        ("100 random starts", r.penalty, f"true atoms found in {r.recovered} of {r.starts}", *[None] * 5) for r in recoveries
+        (f"{r.starts} random starts", r.penalty, f"true atoms found in {r.recovered} of {r.starts}", *[None] * 5)
+        for r in recoveries
     ]
     kinds = ", ".join(f"{p.name}: {p.kind}" for p in points if p.penalty)
     flat = ", ".join(sorted({p.kind for p in points if not p.penalty}))
@@ -181,8 +207,10 @@ def _landscape(seed: int) -> Exhibit:
     )
 
 
-def _features(name: str, images: Tensor) -> Exhibit:
-    found = learn_features(name, images, side=patch_side(images))
+def _features(name: str, images: Tensor, settings: TheorySettings) -> Exhibit:
+    found = learn_features(
+        file_stem(name), images, side=patch_side(images), steps=settings.feature_steps, seeds=settings.feature_seeds
+    )
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots(1, len(found))
@@ -197,8 +225,8 @@ def _features(name: str, images: Tensor) -> Exhibit:
         figures = (one.l0, one.density, one.code_sparsity, one.dead_units, one.part_basedness, one.explained_variance)
         rows.append((one.method, *figures, one.stability))
     return Exhibit(
-        id=f"features-{name}",
-        title=f"Dense and sparse features of {name}",
+        id=f"features-{file_stem(name)}",
+        title=f"Dense and sparse features of {file_stem(name)}",
         reading=(
             "The atoms of each method, those used most first (grey is zero). PCA's are waves over the whole patch; a "
             "dense code mixes; a "

@@ -40,9 +40,11 @@ class AuditCommand(DataOptions):
     """The first so many test images are attacked."""
     natural: int = 5000
     """So many training images say what is natural (fewer for large images)."""
+    natural_data: str | None = None
+    """Data set of those training images; default: the one whose test images are attacked."""
     against: tuple[str, ...] = ()
-    """Other purifiers beside it: checkpoints; default: the dense autoencoder and the robust DSAE of the same data, where
-    shipped."""
+    """Other purifiers beside it: checkpoints; default: the dense autoencoder, the DSAE and the robust one of the same data,
+    where shipped."""
     seed: int = 0
     """Of everything random."""
     out: Path = Path("runs/audit")
@@ -56,12 +58,11 @@ def audit(command: AuditCommand) -> int:
     from purify.eval.html import render_exhibits
 
     if command.theory:
-        from purify.eval.theory.experiments import run_theory
+        from purify.eval.theory.experiments import TheorySettings, run_theory
 
         names = (command.data,) if command.data else ("digits",)
-        exhibits, words = run_theory(
-            {name: command.load(name, "train") for name in names}, seed=command.seed, quiet=command.quiet
-        )
+        pictures = {name: command.load(name, "train") for name in names}
+        exhibits, words = run_theory(pictures, TheorySettings(seed=command.seed), quiet=command.quiet)
         folder = command.out / "theory"
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / "theory.html", *(folder / f"{exhibit.id}.csv" for exhibit in exhibits)]
@@ -83,6 +84,7 @@ def audit(command: AuditCommand) -> int:
     found = _measure(command, command.target, data, classifier, command.norm, command.eps or _usual_eps(data))
     again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
     again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {command.images} --seed {command.seed}"
+    again += f" --natural-data {shlex.quote(command.natural_data)}" if command.natural_data else ""
     folder = command.out / Path(command.target).stem
     written = found.save(folder)
     page = folder / "audit.html"
@@ -129,13 +131,15 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
     from purify.eval.spectrum.bases import COMPLETED
     from purify.eval.spectrum.subjects import matched_blur
 
-    model, training = load_classifier(classifier), command.load(data, "train")
-    test, validation = command.load(data, "test").first(command.images), command.load(data, "val").first(500)
+    source = command.natural_data or data
+    model, training = load_classifier(classifier), command.load(source, "train")
+    test, validation = command.load(data, "test").first(command.images), command.load(source, "val").first(500)
     about = make_baseline(purifier, training).eval() if purifier in BASELINES else load_any(purifier)
     purifiers: dict[str, nn.Module] = {Path(purifier).stem: about}
     blur = matched_blur(model, about, *validation.batch(slice(None)))
     purifiers[f"blur {blur.sigma}"] = blur
-    shipped = [name for name in (f"{data}-dense", f"{data}-dsae-robust") if name in list_checkpoints()]
+    family = Path(purifier).stem.partition("-")[0]
+    shipped = [name for name in (f"{family}-dense", f"{family}-dsae", f"{family}-dsae-robust") if name in list_checkpoints()]
     for name in command.against or shipped:
         if name != purifier:
             purifiers[Path(name).stem] = load_any(name)

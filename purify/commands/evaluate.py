@@ -59,11 +59,11 @@ def evaluate(command: EvaluateCommand) -> int:
     """Run ``purify evaluate``."""
     from purify.attacks import ThreatModel
     from purify.classifier import wrap
+    from purify.data import file_stem
     from purify.eval import Settings
     from purify.eval import evaluate as run
     from purify.eval.baselines import BASELINES, make_baseline
     from purify.eval.html import save_report
-    from purify.eval.tables import file_stem
 
     classifier = load_classifier(command.classifier)
     defended = None

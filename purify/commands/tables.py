@@ -29,6 +29,8 @@ class TablesCommand(DataOptions):
     """All baselines, not only JPEG, median filter and PCA; some are trained at their first use, into the cache."""
     variants: bool = False
     """In place of the tables: the DSAE with other codes, encoders and unrolled steps, trained at first use, into the cache."""
+    epochs: int | None = None
+    """Of the variants' training; default: as many as the DSAE's own recipe has."""
     check: bool = False
     """Exit with 1 if a figure leaves the interval of the committed reference table."""
     quiet: bool = False
@@ -37,10 +39,11 @@ class TablesCommand(DataOptions):
 
 def tables(command: TablesCommand) -> int:
     """Run ``purify tables``; 1 if ``--check`` found a difference."""
+    from purify.data import file_stem
     from purify.eval.baselines import BASELINES, IN_EVERY_TABLE
     from purify.eval.figures import save_figures
     from purify.eval.reference import compare_with_reference, read_reference
-    from purify.eval.tables import TABLES, defence_table, file_stem
+    from purify.eval.tables import TABLES, defence_table
     from purify.eval.trained import TRAINED
 
     unknown = [name for name in command.data if name not in TABLES]
@@ -83,6 +86,7 @@ def _variants(command: TablesCommand) -> int:
             command.load(name, "test").first(command.images or spec.images),
             settings=replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite),
             eps=spec.threat.eps,
+            epochs=command.epochs,
             stores=command.out / "stores",
             quiet=command.quiet,
         )
