@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from purify.architecture import ClassifierConfig
 from purify.autoencoder import DSAEConfig
@@ -16,6 +17,7 @@ __all__ = [
     "PurifierRecipe",
     "Recipe",
     "RobustClassifierRecipe",
+    "RobustRecipe",
     "find_recipe",
     "list_recipes",
     "register",
@@ -121,6 +123,54 @@ class DenoiserRecipe(DenoisingRecipe):
     """A dense denoiser to compare a DSAE with."""
 
     architecture: DenoiserConfig = field(default_factory=DenoiserConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustRecipe(Recipe):
+    """A DSAE trained against attacks that know it, in front of classifiers that stay as they are.
+
+    The loss is a sum: weight by weight cross-entropy, agreement, features, and the lasso of a DSAE, all on attacked images.
+    """
+
+    classifiers: tuple[str, ...]
+    """Names or paths of classifiers' checkpoints; they stay frozen. Of several, each batch meets one, drawn at random."""
+    architecture: DSAEConfig = field(default_factory=DSAEConfig)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float
+    """Radius of the attacks."""
+    growing: float = 0.3
+    """Share of the run during which eps grows from 0."""
+    attack_steps: int = 1
+    """Of the attack on each batch; 1: N-FGSM (de Jorge et al. 2022), more: PGD."""
+    final_steps: int = 3
+    """Of the attack in the last part of the run."""
+    final: float = 0.25
+    """Share of the run that the last part takes; 0: none."""
+    label_weight: float = 1.0
+    """Of the cross-entropy with the labels."""
+    agreement_weight: float = 0.0
+    """Of KL(classifier(clean) ‖ classifier(purified)): labels need not be right, nor be there."""
+    feature_weight: float = 0.0
+    """Of the squared error of the classifier's last features, over their square."""
+    pixel_weight: float = 0.0
+    """Of half the squared error plus ``l1`` times the code, divided by the number of pixel values."""
+    l1: float = 0.04
+    """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units."""
+    warm_start: str = ""
+    """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
+    validation_steps: int = 50
+    """Of the PGD on the whole pipeline by which each epoch is judged, and the best one kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.classifiers:
+            raise ValueError(f"recipe {self.name}: at least one classifier is needed")
+        if self.attack_steps < 1 or self.final_steps < 1:
+            raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
+        if not (self.label_weight or self.agreement_weight or self.feature_weight):
+            raise ValueError(
+                f"recipe {self.name}: without label_weight, agreement_weight or feature_weight nothing becomes robust"
+            )
 
 
 _RECIPES: dict[str, Recipe] = {}
@@ -239,6 +289,35 @@ register(
         attack_steps=3,
         eps=(4 / 255, 12 / 255),
         l1=0.02,
+    )
+)
+register(
+    RobustRecipe(
+        name="digits-dsae-robust",
+        dataset="digits",
+        classifiers=("digits-shufflenet",),
+        architecture=DSAEConfig(units=32, atom=4, stride=2, width=32, depth=2),
+        epochs=120,
+        batch_size=128,
+        shift=1.0,
+        rotate=12,
+        zoom=0.1,
+        eps=0.15,
+        final_steps=5,
+        pixel_weight=20.0,
+    )
+)
+register(
+    RobustRecipe(
+        name="mnist-dsae-robust",
+        dataset="mnist",
+        classifiers=("mnist-resnet18",),
+        architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
+        epochs=8,
+        shift=2.0,
+        eps=0.3,
+        pixel_weight=20.0,
+        feature_weight=0.5,
     )
 )
 register(

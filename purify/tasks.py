@@ -17,8 +17,18 @@ from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
 from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
-from purify.recipes import ClassifierRecipe, DenoiserRecipe, DenoisingRecipe, PurifierRecipe, Recipe, RobustClassifierRecipe
+from purify.recipes import (
+    ClassifierRecipe,
+    DenoiserRecipe,
+    DenoisingRecipe,
+    PurifierRecipe,
+    Recipe,
+    RobustClassifierRecipe,
+    RobustRecipe,
+)
+from purify.robust_task import RobustTask
 from purify.training import Task, autocast
+from purify.training_attack import training_attack
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
 
@@ -38,6 +48,8 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet) -> Task:
             return PurifierTask(recipe, training, validation)
         if isinstance(recipe, DenoiserRecipe):
             return DenoiserTask(recipe, training, validation)
+        if isinstance(recipe, RobustRecipe):
+            return RobustTask(recipe, training, validation)
     raise TypeError(f"no task for a {type(recipe).__name__}")
 
 
@@ -87,27 +99,17 @@ class RobustClassifierTask(ClassifierTask):
     def __init__(self, recipe: RobustClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
         super().__init__(recipe, training, validation)
         self.robust = recipe
-        self.done = torch.zeros(())  # share of the run
         self.attacked, self.labels = validation.first(_VALIDATED).batch(slice(None))
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy on attacked images; the attack sees the network as it classifies, the step as it learns."""
-        eps = self.robust.eps * min(1.0, (float(self.done) + 1 / self.robust.epochs) / max(self.robust.growing, 1e-9))
-        attack = PGD(ThreatModel("linf", eps), steps=self.robust.attack_steps, early_stop=False)
+        eps = self.robust.eps * (min(1.0, self.share_done / self.robust.growing) if self.robust.growing else 1.0)
         self.model.eval()
         with autocast(images.device):
-            attacked = attack(self.model, images, labels, generator=generator).adversarial
+            threat = ThreatModel("linf", eps)
+            attacked = training_attack(self.model, images, labels, threat, self.robust.attack_steps, generator)
         self.model.train()
         return super().loss(attacked, labels, generator)
-
-    def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
-        """How far the run is, by which eps grows."""
-        self.done.fill_(share_done)
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """How far the run is."""
-        return {"done": self.done}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Clean accuracy, and accuracy under PGD with 20 steps on the first images."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from purify import distributed
 from purify.checkpoint import Card, save
 from purify.data import ImageSet
 from purify.recipes import Recipe
@@ -51,6 +52,12 @@ class Task(ABC):
     def card(self, model: nn.Module) -> Card:
         """The card, but for what the loop adds."""
 
+    criterion: str | None = None
+    """Name of the validated figure by which the best epoch's weights are kept and saved; None: the last epoch's."""
+
+    share_done: float = 0.0
+    """How far the run is, 0 … 1; set before each step."""
+
     def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
         """Called after each epoch's last step; returns what happened."""
         return {}
@@ -73,6 +80,8 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         folder: for ``state.pt``, ``log.jsonl``, and at the end ``<recipe.name>.safetensors`` and its card.
         quiet: no progress bar.
 
+    Under ``torchrun`` each process takes its share of every batch, and the first one validates and writes.
+
     Returns:
         The path of the safetensors file.
 
@@ -83,6 +92,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    distributed.start()
     run = _Run(task, recipe, folder)
     run.resume()
     steps = math.ceil(len(data) / recipe.batch_size)
@@ -95,7 +105,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                 initial=run.batch * recipe.batch_size,
                 desc=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
                 unit="image",
-                disable=quiet,
+                disable=quiet or not distributed.is_first(),
                 leave=False,
                 mininterval=0.1 if sys.stderr.isatty() else 60.0,  # a log file gets a line a minute,
                 delay=0.0 if sys.stderr.isatty() else 60.0,  # and none of epochs shorter than that
@@ -103,11 +113,13 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
             task.model.train()
             while run.batch < steps:
                 chosen = order[run.batch * recipe.batch_size : (run.batch + 1) * recipe.batch_size]
-                shown = run.step(*data.batch(chosen), progress=(run.epoch + run.batch / steps) / recipe.epochs)
+                mine = chosen[distributed.rank() :: distributed.world_size()]
+                progress = (run.epoch + run.batch / steps) / recipe.epochs
+                shown = run.step(*data.batch(mine), share=len(mine) / len(chosen), progress=progress)
                 run.batch += 1
                 bar.update(len(chosen))
                 bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
-                if interrupted():
+                if distributed.anywhere(interrupted()):
                     run.save()
                     raise TrainingInterruptedError(
                         f"stopped in epoch {run.epoch + 1} after {run.batch} of {steps} batches; "
@@ -126,6 +138,7 @@ class _Run:
         self.epoch = self.batch = self.total_steps = 0
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.best: tuple[int, float, dict[str, Tensor]] | None = None  # epoch, figure and weights, where the task has a criterion
         task.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(_parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate)
         self.averaged: AveragedModel | None = None
@@ -137,26 +150,32 @@ class _Run:
         return torch.lerp(average, value, 1 - decay) if average.is_floating_point() else value
 
     @property
-    def best_model(self) -> nn.Module:
+    def present_model(self) -> nn.Module:
         """The averaged weights where there are some."""
         return self.task.model if self.averaged is None else self.averaged.module
 
-    def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
-        """One optimiser step; returns what the progress bar shows."""
-        seed = self.recipe.seed * 1_000_003 + self.total_steps
+    def step(self, images: Tensor, labels: Tensor, share: float, progress: float) -> dict[str, float]:
+        """One optimiser step on this process's ``share`` of a batch; returns what the progress bar shows."""
+        seed = self.recipe.seed * 1_000_003 + self.total_steps + 500_000_003 * distributed.rank()
         torch.manual_seed(seed)  # dropout; forked from the user's stream by the caller
         generator = torch.Generator().manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * _schedule(progress)
-        images = augment(images, self.recipe, generator).to(memory_format=torch.channels_last)
-        loss, shown = self.task.loss(images, labels, generator)
-        if not bool(torch.isfinite(loss)):
+        self.task.share_done = progress
+        shown: dict[str, float] = {}
+        loss = torch.zeros(())
+        if len(images):  # the last batch of an epoch may be too small to go round
+            images = augment(images, self.recipe, generator).to(memory_format=torch.channels_last)
+            loss, shown = self.task.loss(images, labels, generator)
+        if distributed.anywhere(not bool(torch.isfinite(loss))):
             raise FloatingPointError(
                 f"the loss became {loss.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}; {self.folder} keeps the last "
                 "finished epoch. A smaller learning_rate usually helps"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if len(images):
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+        distributed.average_gradients(self.task.model)
         nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
         self.optimizer.step()
         if self.averaged is not None:
@@ -168,20 +187,31 @@ class _Run:
         """Validate, log and save."""
         self.seconds += seconds
         self.epoch, self.batch = self.epoch + 1, 0
+        distributed.same_everywhere(self.task.state().values())
         happened = self.task.end_epoch(self.epoch / self.recipe.epochs, self.optimizer, self.averaged)
-        model = self.best_model.eval()
+        model = self.present_model.eval()
         figures = {"epoch": self.epoch, "seconds": round(seconds, 1), "images_per_second": round(images / seconds), **happened}
         every = max(1, self.recipe.epochs // 20)  # validating a very short epoch would cost more than the epoch
-        if self.epoch % every == 0 or self.epoch == self.recipe.epochs:
+        if distributed.is_first() and (self.epoch % every == 0 or self.epoch == self.recipe.epochs):
             figures |= self.task.validate(model)
             tqdm.write(f"{self.recipe.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            reached = figures.get(self.task.criterion or "")
+            if reached is not None and (self.best is None or reached >= self.best[1]):
+                self.best = self.epoch, reached, {k: v.clone() for k, v in model.state_dict().items()}
         self.history.append(figures)
         self.save()
+        if not distributed.is_first():
+            return
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(figures) + "\n")
 
     def save(self) -> None:
-        """Write ``state.pt`` atomically."""
+        """Write ``state.pt`` atomically; the first process does, and all wait for it."""
+        if distributed.is_first():
+            self._write()
+        distributed.wait()
+
+    def _write(self) -> None:
         state = {
             "recipe": json.dumps(dataclasses.asdict(self.recipe), sort_keys=True),
             "position": (self.epoch, self.batch, self.total_steps),
@@ -191,6 +221,7 @@ class _Run:
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "task": self.task.state(),
+            "best": self.best,
         }
         partial = self.folder / f"state.{os.getpid()}.partial"
         torch.save(state, partial)
@@ -207,7 +238,7 @@ class _Run:
             changed = [f"{k}: {before.get(k)} there, {now.get(k)} here" for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give another --out")
         self.epoch, self.batch, self.total_steps = state["position"]
-        self.seconds, self.history = state["seconds"], state["history"]
+        self.seconds, self.history, self.best = state["seconds"], state["history"], state.get("best")
         self.task.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -217,9 +248,21 @@ class _Run:
         tqdm.write(f"{self.recipe.name}: goes on from epoch {self.epoch + 1}, batch {self.batch + 1} ({path})")
 
     def export(self) -> Path:
-        """Write the averaged weights and the card."""
-        model = self.best_model.eval()
-        measured = {k: v for k, v in self.history[-1].items() if k not in ("seconds", "images_per_second", "epoch")}
+        """Write the averaged weights, of the best epoch where the task has a criterion, and the card."""
+        path = self.folder / f"{self.recipe.name}.safetensors"
+        if distributed.is_first():
+            self._export(path)
+        distributed.wait()
+        return path
+
+    def _export(self, path: Path) -> None:
+        model, epoch = self.present_model.eval(), self.epoch
+        if self.best is not None:
+            epoch = self.best[0]
+            model.load_state_dict(self.best[2])
+        measured = {k: v for k, v in self.history[epoch - 1].items() if k not in ("seconds", "images_per_second")}
+        if self.best is None:
+            measured.pop("epoch")
         described = self.task.card(model)
         card = dataclasses.replace(
             described,
@@ -229,9 +272,7 @@ class _Run:
             wall_seconds=round(self.seconds, 1),
             figures={**described.figures, **measured},
         )
-        path = self.folder / f"{self.recipe.name}.safetensors"
         save(model, card, path)
-        return path
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -1,0 +1,74 @@
+"""Data-parallel training by several processes, as ``torchrun`` starts them: each takes its share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["anywhere", "average_gradients", "is_first", "rank", "same_everywhere", "start", "wait", "world_size"]
+
+
+def start() -> None:
+    """Join the other processes where ``torchrun`` has set ``RANK`` and ``WORLD_SIZE``; alone, do nothing. Backend gloo, or NCCL
+    where there is CUDA."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def world_size() -> int:
+    """Number of processes.
+
+    >>> world_size()
+    1
+    """
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that validates, prints and writes files."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Sum the gradients of all processes, each of which has scaled its loss by its share of the batch."""
+    if not dist.is_initialized():
+        return
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+def anywhere(condition: bool) -> bool:
+    """Whether ``condition`` holds in any process, so that all take the same way on."""
+    if not dist.is_initialized():
+        return condition
+    flag = torch.tensor([float(condition)])
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def same_everywhere(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by its largest value over all processes (of booleans: whether any is true)."""
+    if not dist.is_initialized():
+        return
+    for tensor in tensors:
+        wide = tensor.to(torch.int32 if tensor.dtype == torch.bool else tensor.dtype)
+        dist.all_reduce(wide, dist.ReduceOp.MAX)
+        tensor.copy_(wide)
