@@ -168,9 +168,7 @@ class RobustRecipe(Recipe):
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
         if not (self.label_weight or self.agreement_weight or self.feature_weight):
-            raise ValueError(
-                f"recipe {self.name}: without label_weight, agreement_weight or feature_weight nothing becomes robust"
-            )
+            raise ValueError(f"recipe {self.name}: label_weight, agreement_weight or feature_weight must be above 0")
 
 
 _RECIPES: dict[str, Recipe] = {}
