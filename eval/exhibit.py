@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -67,6 +68,11 @@ class Exhibit:
     def csv_link(self) -> str:
         """The same as a link that a page can carry in itself."""
         return "data:text/csv;base64," + base64.b64encode(self.csv().encode()).decode()
+
+    def standalone_svg(self) -> str:
+        """The figure as a file of its own, dark on white; empty where there is none."""
+        style = f'role="img" aria-label="{html.escape(self.title)}" style="color:#1f2937;background:#fff"'
+        return self.svg.replace('aria-hidden="true"', style, 1)
 
     def shown_rows(self, most: int = 40) -> list[list[str]]:
         """Rows as words; of long tables evenly spaced ones, for a page (the CSV has all)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -412,6 +413,8 @@ def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.C
     gain = next(e for e in figures["exhibits"] if e["id"] == "gain")
     assert gain["columns"][:5] == ["purifier", "basis", "direction", "variance", "gain"]
     assert len((folder / "gain.csv").read_text().splitlines()) == len(gain["rows"]) + 1
+    figure = ElementTree.fromstring((folder / "gain.svg").read_text(encoding="utf-8"))
+    assert figure.get("aria-label") == "Gain against natural variance"
     assert "## Margin spectrum" in (folder / "audit.md").read_text(encoding="utf-8")
 
 

@@ -72,10 +72,13 @@ class Audit:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write ``audit.json``, ``audit.md`` and one CSV an exhibit; returns what was written."""
+        """Write ``audit.json``, ``audit.md``, and one CSV and one SVG an exhibit; returns what was written."""
         folder.mkdir(parents=True, exist_ok=True)
         written = {"audit.json": json.dumps(self.to_dict(), indent=1) + "\n", "audit.md": self.markdown()}
-        written |= {f"{exhibit.id}.csv": exhibit.csv() for exhibit in self.exhibits}
+        for exhibit in self.exhibits:
+            written[f"{exhibit.id}.csv"] = exhibit.csv()
+            if exhibit.svg:
+                written[f"{exhibit.id}.svg"] = exhibit.standalone_svg()
         for name, text in written.items():
             (folder / name).write_text(text, encoding="utf-8")
         return [folder / name for name in written]

@@ -58,27 +58,14 @@ def audit(command: AuditCommand) -> int:
     from purify.eval.html import render_exhibits
 
     if command.theory:
-        from purify.eval.theory.experiments import TheorySettings, run_theory
-
-        names = (command.data,) if command.data else ("digits",)
-        pictures = {name: command.load(name, "train") for name in names}
-        exhibits, words = run_theory(pictures, TheorySettings(seed=command.seed), quiet=command.quiet)
-        folder = command.out / "theory"
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / "theory.html", *(folder / f"{exhibit.id}.csv" for exhibit in exhibits)]
-        again = f"purify audit --theory{f' --data {shlex.quote(command.data)}' if command.data else ''} --seed {command.seed}"
-        written[0].write_text(render_exhibits("Theory, executed", words, exhibits, again), encoding="utf-8")
-        for path, exhibit in zip(written[1:], exhibits, strict=True):
-            path.write_text(exhibit.csv(), encoding="utf-8")
-        print("\n".join(words))
-        print(f"wrote {', '.join(map(str, written))}")
-        return 0
+        return _audit_theory(command)
     if command.target.endswith(".sqlite"):
         return _audit_run(command)
     card = read_card(command.target)
     if card.kind == "classifier":
         raise CheckpointError(f"{command.target} is a classifier; an audit is about a purifier in front of one")
-    data, classifier = command.data or card.dataset, command.classifier or card.recipe.get("classifier")
+    trained_with = card.recipe.get("classifier") or next(iter(card.recipe.get("classifiers", ())), None)
+    data, classifier = command.data or card.dataset, command.classifier or trained_with
     if not classifier:
         raise ValueError(f"the card of {command.target} names no classifier; give --classifier")
     found = _measure(command, command.target, data, classifier, command.norm, command.eps or _usual_eps(data))
@@ -93,6 +80,27 @@ def audit(command: AuditCommand) -> int:
     )
     print("\n".join(found.words()))
     print(f"wrote {', '.join(map(str, [page, *written]))}")
+    return 0
+
+
+def _audit_theory(command: AuditCommand) -> int:
+    """The four experiments, and a page of them."""
+    from purify.eval.html import render_exhibits
+    from purify.eval.theory.experiments import TheorySettings, run_theory
+
+    names = (command.data,) if command.data else ("digits",)
+    pictures = {name: command.load(name, "train") for name in names}
+    exhibits, words = run_theory(pictures, TheorySettings(seed=command.seed), quiet=command.quiet)
+    again = f"purify audit --theory{f' --data {shlex.quote(command.data)}' if command.data else ''} --seed {command.seed}"
+    folder = command.out / "theory"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {"theory.html": render_exhibits("Theory, executed", words, exhibits, again)}
+    for exhibit in exhibits:
+        written |= {f"{exhibit.id}.csv": exhibit.csv(), f"{exhibit.id}.svg": exhibit.standalone_svg()}
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    print("\n".join(words))
+    print(f"wrote {', '.join(str(folder / name) for name in written)}")
     return 0
 
 
