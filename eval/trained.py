@@ -6,9 +6,9 @@ from torch import nn
 
 from purify.checkpoint import load_classifier, load_denoiser
 from purify.data import ImageSet, cache_folder
-from purify.recipes import find_recipe
-from purify.tasks import make_task
-from purify.training import train
+from purify.training.loop import train
+from purify.training.recipes import find_recipe
+from purify.training.tasks import make_task
 
 __all__ = ["TRAINED", "trained_baseline"]
 

@@ -12,10 +12,10 @@ from purify.classifier import wrap
 from purify.data import ImageSet, cache_folder
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report
-from purify.recipes import PurifierRecipe, find_recipe
 from purify.sparse import CodeName
-from purify.tasks import make_task
-from purify.training import train
+from purify.training.loop import train
+from purify.training.recipes import PurifierRecipe, find_recipe
+from purify.training.tasks import make_task
 
 __all__ = ["VARIANTS", "Variant", "compare_variants", "variant_recipe", "variants_markdown"]
 

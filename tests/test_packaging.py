@@ -19,6 +19,7 @@ import purify.eval
 FOLDERS = {
     "purify": ROOT / "purify",
     "purify.commands": ROOT / "purify" / "commands",
+    "purify.training": ROOT / "purify" / "training",
     "purify.attacks": ROOT / "attacks",
     "purify.eval": ROOT / "eval",
     "purify.eval.spectrum": ROOT / "eval" / "spectrum",
@@ -65,10 +66,15 @@ def test_attacks_import_torch_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "purify").glob("*.py")), ids=lambda p: p.stem)
 def test_the_core_knows_neither_attacks_nor_judge(path: Path) -> None:
-    allowed = {"training": {"attacks"}, "tasks": {"attacks"}, "cli": {"attacks", "eval"}}.get(path.stem, set())
+    allowed = {"cli": {"attacks", "eval"}}.get(path.stem, set())
     for name in imports_of(path):
         for room in ("attacks", "eval"):
             assert room in allowed or not name.startswith(f"purify.{room}"), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "purify" / "training").glob("*.py")), ids=lambda p: p.stem)
+def test_training_attacks_but_does_not_judge(path: Path) -> None:
+    assert not any(name.startswith(("purify.eval", "purify.commands")) for name in imports_of(path))
 
 
 def test_every_folder_is_in_the_wheel(tmp_path: Path) -> None:

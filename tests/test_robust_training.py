@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import purify
 from purify.attacks import PGD, ThreatModel
 from purify.checkpoint import Card, read_card, save
-from purify.recipes import Recipe, RobustRecipe
-from purify.robust_task import LastFeatures, RobustTask
-from purify.tasks import make_task
-from purify.training import Task, train
-from purify.training_attack import training_attack
+from purify.training.attack import training_attack
+from purify.training.loop import Task, train
+from purify.training.recipes import Recipe, RobustRecipe
+from purify.training.robust_task import LastFeatures, RobustTask
+from purify.training.tasks import make_task
 
 SMALL = purify.DSAEConfig(units=16, atom=4, stride=2, width=16, depth=1)
 QUICK = RobustRecipe(
@@ -175,8 +175,8 @@ import dataclasses, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_robust_training import QUICK, make
-from purify import distributed
-from purify.training import train
+from purify.training import distributed
+from purify.training.loop import train
 task, training = make(dataclasses.replace(QUICK, epochs=int(sys.argv[3])))
 train(task, task.recipe, training.first(300), sys.argv[2], quiet=True)
 assert distributed.world_size() == 2

@@ -21,9 +21,10 @@ from purify.attacks import PGD, ThreatModel
 from purify.checkpoint import load_denoiser, read_card
 from purify.cost import count_macs
 from purify.denoisers import build_denoiser
-from purify.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
-from purify.tasks import PurifierTask, make_task
-from purify.training import TrainingInterruptedError, augment, train
+from purify.training.augmentation import augment
+from purify.training.loop import TrainingInterruptedError, train
+from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
+from purify.training.tasks import PurifierTask, make_task
 
 
 def short(name: str = "digits-dsae", **changes: object) -> Recipe:
@@ -173,6 +174,18 @@ def test_augmentation() -> None:
     assert all(a or b for a, b in zip(same, turned, strict=True))
     assert any(same)
     assert any(turned)
+
+
+def test_crops_are_whole_pixels_of_the_padded_image() -> None:
+    x = torch.rand(12, 3, 8, 6)
+    cropped = augment(x, short(shift=0, rotate=0, zoom=0, crop=2), torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    places = [
+        [(i, j) for i in range(5) for j in range(5) if torch.equal(out, image[:, i : i + 8, j : j + 6])]
+        for out, image in zip(cropped, padded, strict=True)
+    ]
+    assert all(len(found) == 1 for found in places)
+    assert len({found[0] for found in places}) > 4
 
 
 def test_registry() -> None:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import tyro
 
 from purify.commands.data_options import DataOptions
-from purify.recipes import Recipe, find_recipe, list_recipes
+from purify.training.recipes import Recipe, find_recipe, list_recipes
 
 __all__ = ["TrainOptions", "train"]
 
@@ -56,8 +56,8 @@ def train(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from purify.tasks import make_task
-    from purify.training import train as fit
+    from purify.training.loop import train as fit
+    from purify.training.tasks import make_task
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -17,7 +17,9 @@ from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
 from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
-from purify.recipes import (
+from purify.training.attack import training_attack
+from purify.training.loop import Task, autocast
+from purify.training.recipes import (
     ClassifierRecipe,
     DenoiserRecipe,
     DenoisingRecipe,
@@ -26,9 +28,7 @@ from purify.recipes import (
     RobustClassifierRecipe,
     RobustRecipe,
 )
-from purify.robust_task import RobustTask
-from purify.training import Task, autocast
-from purify.training_attack import training_attack
+from purify.training.robust_task import RobustTask
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
 

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from purify import distributed
 from purify.checkpoint import Card, save
 from purify.data import ImageSet
-from purify.recipes import Recipe
+from purify.training import distributed
+from purify.training.augmentation import augment
+from purify.training.recipes import Recipe
 from purify.versions import library_versions
 
-__all__ = ["Task", "TrainingInterruptedError", "augment", "autocast", "train"]
+__all__ = ["Task", "TrainingInterruptedError", "autocast", "train"]
 
 
 class TrainingInterruptedError(KeyboardInterrupt):
@@ -282,33 +282,6 @@ def autocast(device: torch.device) -> torch.autocast:
     else:
         fast = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
-
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift, rotate, zoom and mirror each image (N, C, H, W) by its own random amounts; black beyond the border."""
-    if recipe.crop:
-        images = _crop(images, recipe.crop, generator)
-    if not (recipe.shift or recipe.rotate or recipe.zoom or recipe.flip):
-        return images
-    n, _, h, w = images.shape
-    draw = torch.rand(5, n, generator=generator) * 2 - 1  # uniform in [-1, 1]
-    angle, zoom = draw[0] * math.radians(recipe.rotate), 1 + draw[1] * recipe.zoom
-    mirror = draw[4].sign() if recipe.flip else torch.ones(n)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    across, down = draw[2] * recipe.shift * 2 / w, draw[3] * recipe.shift * 2 / h
-    matrix = torch.stack([torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], 1)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
-
-
-def _crop(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Pad by ``most`` black pixels and cut each image (N, C, H, W) out again at its own random place."""
-    n, c, h, w = images.shape
-    padded = F.pad(images, (most, most, most, most))
-    down, across = torch.randint(2 * most + 1, (2, n), generator=generator)
-    rows = (down[:, None] + torch.arange(h))[:, None, :, None]
-    columns = (across[:, None] + torch.arange(w))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(c)[None, :, None, None], rows, columns]
 
 
 def _schedule(progress: float) -> float:

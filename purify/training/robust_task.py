@@ -13,9 +13,9 @@ from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load, load_classifier, read_card
 from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
-from purify.recipes import RobustRecipe
-from purify.training import Task, autocast
-from purify.training_attack import training_attack
+from purify.training.attack import training_attack
+from purify.training.loop import Task, autocast
+from purify.training.recipes import RobustRecipe
 
 __all__ = ["LastFeatures", "RobustTask"]
 
