@@ -58,11 +58,10 @@ def gains_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         id="gain",
         title="Gain against natural variance",
         reading=(
-            "Each dot is a principal direction of natural images: from left to right more natural variance, upwards more "
-            "of a small "
-            "change along it that comes through (1: all, 0: none). Lines: the Wiener filter λ/(λ+σ²) nearest to the "
-            "dots. The claim "
-            "predicts dots that rise from 0 to 1 as the line does. Dots at the left edge have no measured variance at all."
+            "Each dot is a principal direction of natural images: from left to right more natural variance, upwards more of a "
+            "small change along it that comes through (1: all, 0: none). Lines: the Wiener filter λ/(λ+σ²) nearest to the "
+            "dots. The claim predicts dots that rise from 0 to 1 as the line does. Dots at the left edge have no measured "
+            "variance at all."
         ),
         found="; ".join(said) + ".",
         columns=("purifier", "basis", "direction", "variance", "gain", "low", "high", "Wiener"),
@@ -109,10 +108,8 @@ def energy_exhibit(found: list[Measured], ground: Ground, basis: str) -> Exhibit
         title=f"Energy of the perturbation by {where}",
         reading=(
             "Dotted: the attack's perturbation; lines: what is left of it after purification, in groups of equally many "
-            "directions, "
-            "both as shares of the perturbation's whole energy. The claim predicts lines far below the dots on the right "
-            "of the left "
-            "panel (oblivious); an adaptive attack (right panel) puts its energy where it passes."
+            "directions, both as shares of the perturbation's whole energy. The claim predicts lines far below the dots on "
+            "the right of the left panel (oblivious); an adaptive attack (right panel) puts its energy where it passes."
         ),
         found="; ".join(said) + ".",
         columns=(
@@ -175,11 +172,10 @@ def jacobian_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         id="jacobian",
         title="Singular values of the purifier's Jacobian",
         reading=(
-            "How strongly the purifier passes small changes of an image, direction by direction, in its own best basis. "
-            "A projection has "
-            "a step from 1 to 0; the identity a flat line at 1; values above 1 amplify. A selective filter has few "
-            "effective dimensions, "
-            "is nearly symmetric, and overlaps with the directions of most natural variance far more than by chance."
+            "How strongly the purifier passes small changes of an image, direction by direction, in its own best basis. A "
+            "projection has a step from 1 to 0; the identity a flat line at 1; values above 1 amplify. A selective filter has "
+            "few effective dimensions, is nearly symmetric, and overlaps with the directions of most natural variance far "
+            "more than by chance."
         ),
         found="; ".join(said) + ".",
         columns=("purifier", "images", "figure", "mean", "low", "high"),
@@ -217,12 +213,11 @@ def fourier_exhibit(found: list[Measured], ground: Ground) -> Exhibit:
         id="fourier",
         title="Fourier heat map",
         reading=(
-            "Each cell is one plane wave, the constant in the middle, high frequencies outside. Upper row: share of "
-            "images that are "
+            "Each cell is one plane wave, the constant in the middle, high frequencies outside. Upper row: share of images "
+            "that are "
             f"misclassified when that wave is added at Euclidean length {maps[0][1].length:.3g} (dark 0, bright 1); lower "
-            "row: the share of "
-            "the wave that the purifier lets through. A filter of low pass kind is bright in the middle of the lower row "
-            "and dark around."
+            "row: the share of the wave that the purifier lets through. A filter of low pass kind is bright in the middle of "
+            "the lower row and dark around."
         ),
         found="; ".join(said) + f" over all waves, {maps[0][1].n} images.",
         columns=("purifier", "cycles down", "cycles across", "error", "low", "high", "transfer"),

@@ -64,13 +64,10 @@ def margin_spectrum_exhibit(found: list[Measured], ground: Ground) -> Exhibit | 
         id="margin-spectrum",
         title="Margin spectrum",
         reading=(
-            "The length of the smallest perturbation that breaks an image, when it may use all of image space or only "
-            "one third of the "
-            "directions: by natural variance (PCA), or by frequency (DCT). The bands of a basis have equal dimension. "
-            "The claim predicts "
-            "growth, against the bare classifier, in bands of low variance and high frequency; its falsifier is that "
-            "there is none in the "
-            "others. Taken without the box [0, 1], as geometry of the decision."
+            "The length of the smallest perturbation that breaks an image, when it may use all of image space or only one "
+            "third of the directions: by natural variance (PCA), or by frequency (DCT). The bands of a basis have equal "
+            "dimension. The claim predicts growth, against the bare classifier, in bands of low variance and high frequency; "
+            "its falsifier is that there is none in the others. Taken without the box [0, 1], as geometry of the decision."
         ),
         found="Against the bare classifier, image by image: " + ("; ".join(said) or "nothing to compare") + ".",
         columns=(
@@ -129,11 +126,9 @@ def band_pgd_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         id="band-pgd",
         title="Robust accuracy under PGD inside frequency bands",
         reading=(
-            "Accuracy while an adaptive PGD may use all frequencies, or only the lowest, middle or highest third, "
-            "against its Euclidean "
-            "radius, until nothing stands. Images are clipped to [0, 1], which moves some of the energy out of the band: "
-            "the table says "
-            "how much. The claim predicts curves that move to the right for high frequencies."
+            "Accuracy while an adaptive PGD may use all frequencies, or only the lowest, middle or highest third, against its "
+            "Euclidean radius, until nothing stands. Images are clipped to [0, 1], which moves some of the energy out of the "
+            "band: the table says how much. The claim predicts curves that move to the right for high frequencies."
         ),
         found="; ".join(said) + ".",
         columns=("purifier", "band", "dimension", "radius", "accuracy", "low", "high", "leak"),
@@ -182,10 +177,8 @@ def lipschitz_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         title="Margin, local Lipschitz constant and smallest norm",
         reading=(
             "A wide margin protects only where the logits do not change fast: each dot is an image, its margin over the "
-            "length of the "
-            "margin's gradient against the smallest perturbation really found. On the dotted line the decision is "
-            "linear; dots far below it "
-            "mean a gradient that hides how near the boundary is (masking)."
+            "length of the margin's gradient against the smallest perturbation really found. On the dotted line the decision "
+            "is linear; dots far below it mean a gradient that hides how near the boundary is (masking)."
         ),
         found="; ".join(said) + ".",
         columns=("purifier", "image", "margin", "slope", "smallest norm"),

@@ -95,11 +95,9 @@ def _subspaces(images: Mapping[str, Tensor], settings: TheorySettings) -> Exhibi
         id="subspace",
         title="A linear autoencoder finds PCA's subspace",
         reading=(
-            "Reconstruction error of a linear autoencoder, trained by gradient descent from random weights, above that "
-            "of PCA with as "
-            "many components. Theory: it falls to zero, and the angle between both subspaces with it; the atoms "
-            "themselves are no principal "
-            "directions (alignment below 1), since any basis of the subspace does as well."
+            "Reconstruction error of a linear autoencoder, trained by gradient descent from random weights, above that of PCA "
+            "with as many components. Theory: it falls to zero, and the angle between both subspaces with it; the atoms "
+            "themselves are no principal directions (alignment below 1), since any basis of the subspace does as well."
         ),
         found="; ".join(
             f"{one.data}: largest angle {one.largest_angle:.3f}°, error {100 * one.excess:.4f} % above PCA's, alignment "
@@ -130,9 +128,9 @@ def _operators(seed: int) -> Exhibit:
         id="proximal",
         title="Thresholds are proximal operators",
         reading=(
-            "Each threshold solves a small problem: stay near v, but pay for not being zero. The soft ones bend at θ, "
-            "and never move two "
-            "points further apart; the hard ones jump, and below the jump their gradient is zero however near the jump is."
+            "Each threshold solves a small problem: stay near v, but pay for not being zero. The soft ones bend at θ, and "
+            "never move two points further apart; the hard ones jump, and below the jump their gradient is zero however near "
+            "the jump is."
         ),
         found="; ".join(
             f"{one.name}: within {one.largest_gap:.1g} of a numerical minimiser, gradients within {one.largest_slope_gap:.1g}"
@@ -190,11 +188,10 @@ def _landscape(settings: TheorySettings) -> Exhibit:
         id="landscape",
         title="The L1 penalty turns rotated dictionaries into saddles",
         reading=(
-            "A tied autoencoder learns four atoms from codes with one active unit. Left: curvatures at three critical "
-            "points; all above zero "
-            "is a strict minimum, any below it a saddle. Right: how near random starts come to the true atoms. Theory: "
-            "without the penalty "
-            "every rotation of the atoms is as good (flat); with it only the true atoms are a minimum."
+            "A tied autoencoder learns four atoms from codes with one active unit. Left: curvatures at three critical points; "
+            "all above zero is a strict minimum, any below it a saddle. Right: how near random starts come to the true atoms. "
+            "Theory: without the penalty every rotation of the atoms is as good (flat); with it only the true atoms are a "
+            "minimum."
         ),
         found=(
             f"with λ = {PENALTY} {kinds}; without it all three are {flat}. The true atoms are found from "
@@ -228,12 +225,10 @@ def _features(name: str, images: Tensor, settings: TheorySettings) -> Exhibit:
         id=f"features-{file_stem(name)}",
         title=f"Dense and sparse features of {file_stem(name)}",
         reading=(
-            "The atoms of each method, those used most first (grey is zero). PCA's are waves over the whole patch; a "
-            "dense code mixes; a "
-            "sparse one specialises. Code sparsity and part-basedness are Hoyer's measure (0 spread evenly, 1 a single "
-            "entry); stability is "
-            "the mean |cos| between dictionaries learnt from other seeds, matched one to one (PCA: from two halves of "
-            "the patches)."
+            "The atoms of each method, those used most first (grey is zero). PCA's are waves over the whole patch; a dense "
+            "code mixes; a sparse one specialises. Code sparsity and part-basedness are Hoyer's measure (0 spread evenly, 1 a "
+            "single entry); stability is the mean |cos| between dictionaries learnt from other seeds, matched one to one "
+            "(PCA: from two halves of the patches)."
         ),
         found="; ".join(
             f"{o.method}: {o.l0:.1f} of {len(o.atoms)} units active, part-basedness {o.part_basedness:.2f}, explained variance "
