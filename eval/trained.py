@@ -6,8 +6,8 @@ from torch import nn
 
 from purify.checkpoint import load_classifier, load_denoiser
 from purify.data import ImageSet, cache_folder
+from purify.training.catalogue import find_recipe
 from purify.training.loop import train
-from purify.training.recipes import find_recipe
 from purify.training.tasks import make_task
 
 __all__ = ["TRAINED", "trained_baseline"]

@@ -13,8 +13,9 @@ from purify.data import ImageSet, cache_folder
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report
 from purify.sparse import CodeName
+from purify.training.catalogue import find_recipe
 from purify.training.loop import train
-from purify.training.recipes import PurifierRecipe, find_recipe
+from purify.training.recipes import PurifierRecipe
 from purify.training.tasks import make_task
 
 __all__ = ["VARIANTS", "Variant", "compare_variants", "variant_recipe", "variants_markdown"]

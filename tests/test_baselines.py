@@ -25,7 +25,7 @@ from purify.eval.baselines import (
     make_baseline,
 )
 from purify.eval.tables import TABLES, defence_table
-from purify.training.recipes import find_recipe
+from purify.training.catalogue import find_recipe
 
 
 def test_median_is_scikit_images() -> None:

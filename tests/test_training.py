@@ -22,8 +22,9 @@ from purify.checkpoint import load_denoiser, read_card
 from purify.cost import count_macs
 from purify.denoisers import build_denoiser
 from purify.training.augmentation import augment
+from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
-from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, find_recipe, list_recipes, register
+from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe
 from purify.training.tasks import PurifierTask, make_task
 
 

@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 import tyro
 
 from purify.commands.data_options import DataOptions
-from purify.training.recipes import Recipe, find_recipe, list_recipes
+from purify.training.catalogue import find_recipe, list_recipes
+from purify.training.recipes import Recipe
 
 __all__ = ["TrainOptions", "train"]
 

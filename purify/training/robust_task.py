@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +9,9 @@ from torch import Tensor, nn
 from purify.attacks import PGD, ThreatModel, exact
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load, load_classifier, read_card
-from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
 from purify.training.attack import training_attack
+from purify.training.card import describe
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
 
@@ -142,14 +140,7 @@ class RobustTask(Task):
 
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
-        return Card(
-            name=self.recipe.name,
-            kind="purifier",
-            architecture=dataclasses.asdict(self.recipe.architecture),
-            image_shape=self.shape,
-            dataset=self.recipe.dataset,
-            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
-        )
+        return describe(model, self.recipe, "purifier", self.shape)
 
 
 def _soft_clip(images: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -13,11 +12,11 @@ from purify.architecture import build_classifier
 from purify.attacks import FGSM, PGD, ThreatModel
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load_classifier, read_card
-from purify.cost import count_macs, count_parameters
 from purify.data import ImageSet
 from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
 from purify.training.attack import training_attack
+from purify.training.card import describe
 from purify.training.loop import Task, autocast
 from purify.training.recipes import (
     ClassifierRecipe,
@@ -81,16 +80,7 @@ class ClassifierTask(Task):
 
     def card(self, model: nn.Module) -> Card:
         """Architecture, normalisation and cost."""
-        return Card(
-            name=self.recipe.name,
-            kind="classifier",
-            architecture=dataclasses.asdict(self.recipe.architecture),
-            image_shape=self.shape,
-            mean=self.recipe.mean,
-            std=self.recipe.std,
-            dataset=self.recipe.dataset,
-            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
-        )
+        return describe(model, self.recipe, "classifier", self.shape)
 
 
 class RobustClassifierTask(ClassifierTask):
@@ -240,14 +230,7 @@ class PurifierTask(DenoisingTask):
 
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
-        return Card(
-            name=self.recipe.name,
-            kind="purifier",
-            architecture=dataclasses.asdict(self.recipe.architecture),
-            image_shape=self.shape,
-            dataset=self.recipe.dataset,
-            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
-        )
+        return describe(model, self.recipe, "purifier", self.shape)
 
 
 class DenoiserTask(DenoisingTask):
@@ -275,14 +258,7 @@ class DenoiserTask(DenoisingTask):
 
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
-        return Card(
-            name=self.recipe.name,
-            kind="denoiser",
-            architecture=dataclasses.asdict(self.recipe.architecture),
-            image_shape=self.shape,
-            dataset=self.recipe.dataset,
-            figures={"macs": count_macs(model, self.shape), "parameters": count_parameters(model)},
-        )
+        return describe(model, self.recipe, "denoiser", self.shape)
 
 
 def _beside(classifier: str) -> str | Path:
