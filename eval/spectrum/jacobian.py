@@ -120,14 +120,13 @@ def directional_gains(purifier: Model, image: Tensor, directions: Tensor) -> Ten
 def dense_jacobian(purifier: Model, image: Tensor) -> Tensor:
     """J (D, D) at an image (C, H, W): for small images only."""
     width = image.numel()
-    pushed = _push(purifier, image, torch.eye(width).to(image).view(width, *image.shape))
-    return pushed.flatten(1).T
+    return _pull(purifier, image, torch.eye(width).to(image).view(width, *image.shape)).flatten(1)  # row i: Jᵀ e_i
 
 
 def spectrum_of(matrix: Tensor) -> Spectrum:
     """All of a dense Jacobian's."""
-    left, values, right = torch.linalg.svd(matrix.double())
-    return Spectrum(values.float(), left.T.float(), right.float())
+    left, values, right = torch.linalg.svd(matrix)
+    return Spectrum(values, left.T, right)
 
 
 def leading_spectrum(purifier: Model, image: Tensor, count: int = 32, iterations: int = 2, seed: int = 0) -> Spectrum:

@@ -37,7 +37,7 @@ class AuditSettings:
 
     images: int = 48
     """The first so many test images are attacked."""
-    jacobians: int = 6
+    jacobians: int = 5
     """The first so many of them have their Jacobian taken, clean and attacked."""
     natural: int = 5000
     """Training images whose principal components are the directions of natural variance."""
@@ -51,7 +51,9 @@ class AuditSettings:
     """Of them for PGD inside bands."""
     band_steps: int = 8
     """Of PGD inside bands, at each radius."""
-    frequencies: int = 15
+    fourier_images: int = 32
+    """Of them for the Fourier map."""
+    frequencies: int = 11
     """Of the Fourier map in each quadrant, at most."""
     seed: int = 0
 
@@ -175,8 +177,8 @@ def measure(subject: Subject, ground: Ground, tick: Callable[[str], None]) -> Me
     found.fourier = fourier_map(
         subject.model,
         subject.purifier,
-        ground.images,
-        ground.labels,
+        ground.images[: ground.settings.fourier_images],
+        ground.labels[: ground.settings.fourier_images],
         0.5 * ground.length,
         most=ground.settings.frequencies,
         seed=ground.settings.seed,
