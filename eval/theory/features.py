@@ -77,7 +77,7 @@ def cut_patches(images: Tensor, side: int, count: int, seed: int = 0) -> Tensor:
 
 
 def learn_features(
-    data: str, images: Tensor, *, side: int = 12, units: int = 64, l1: float = 0.08, steps: int = 1500, seeds: int = 3
+    data: str, images: Tensor, *, side: int = 12, units: int = 64, l1: float = 0.1, steps: int = 1500, seeds: int = 3
 ) -> list[FeatureSet]:
     """PCA, a dense autoencoder and a DSAE on the same patches, each with ``units`` atoms of ``side`` × ``side`` pixels.
 
@@ -89,15 +89,19 @@ def learn_features(
         images: (N, C, H, W) in [0, 1].
         side: of a patch.
         units: K.
-        l1: λ of the lasso ½‖x − x̂‖² + λ Σ z.
+        l1: λ of the lasso ½‖x − x̂‖² + λ Σ z, in units of the root mean square distance of a patch from the mean patch.
         steps: of Adam, on 256 patches each.
         seeds: dictionaries learnt by each method, for its stability.
     """
     patches = cut_patches(images, side, 20_000)
     held_out, training = patches[: len(patches) // 10], patches[len(patches) // 10 :]
+    weight = l1 * float((training - training.mean(0)).flatten(1).square().sum(1).mean().sqrt())
     return [
         _pca_features(data, training, held_out, units),
-        *(_learnt_features(data, training, held_out, units, l1 if sparse else None, steps, seeds) for sparse in (False, True)),
+        *(
+            _learnt_features(data, training, held_out, units, weight if sparse else None, steps, seeds)
+            for sparse in (False, True)
+        ),
     ]
 
 

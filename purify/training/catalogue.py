@@ -127,7 +127,7 @@ register(
         dataset="imagefolder:cifar10-jpeg.zip",
         classifier="cifar10-resnet18",
         architecture=DSAEConfig(channels=3, units=192, atom=6, stride=2, width=96, depth=3),
-        epochs=5,
+        epochs=3,
         batch_size=128,
         flip=True,
         noise=0.15,
