@@ -37,6 +37,7 @@ def margin_spectrum_exhibit(found: list[Measured], ground: Ground) -> Exhibit | 
             axis.bar(places, medians, width, color=COLOURS[number % len(COLOURS)], label=one.subject.name)
             axis.errorbar(places, medians, np.maximum(np.nan_to_num(ends), 0), fmt="none", ecolor=INK, elinewidth=0.8)
         axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=8)
+        axis.set_yscale("log")
         axis.set_ylabel("smallest norm (L2), median")
         axis.legend(frameon=False, fontsize=8)
 
