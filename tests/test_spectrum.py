@@ -390,6 +390,9 @@ def test_audit_rejects_what_it_cannot_compare(natural: Tensor, digits: tuple[Ten
         spectral_audit(classifier, {"same": nn.Identity()}, natural[:1], *digits, threat)
     with pytest.raises(ValueError, match="images must be at least 1"):
         AuditSettings(images=0)
+    assert AuditSettings.suited(784) == AuditSettings()
+    assert AuditSettings.suited(3 * 224 * 224, images=None, seed=3).images < AuditSettings().images
+    assert AuditSettings.suited(3 * 224 * 224, images=7).images == 7
 
 
 def test_matched_blur_costs_no_more_than_the_purifier() -> None:

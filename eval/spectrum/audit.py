@@ -104,7 +104,7 @@ def spectral_audit(
         images: (N, C, H, W) in [0, 1]; the first ``settings.images`` are attacked.
         labels: (N,).
         threat: of the oblivious and adaptive attacks.
-        settings: how much to measure.
+        settings: how much to measure; None: ``AuditSettings.suited`` to the images.
         quiet: no progress bar.
 
     Raises:
@@ -119,7 +119,7 @@ def spectral_audit(
     >>> [exhibit.id for exhibit in audit.exhibits]
     ['gain', 'energy-pca', 'energy-dct', 'jacobian', 'fourier', 'margin-spectrum', 'band-pgd', 'lipschitz']
     """
-    settings = settings or AuditSettings()
+    settings = settings or AuditSettings.suited(images[0].numel())
     if not purifiers:
         raise ValueError("an audit needs at least one purifier")
     check_images(images)

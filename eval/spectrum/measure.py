@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,29 @@ class AuditSettings:
     frequencies: int = 11
     """Of the Fourier map in each quadrant, at most."""
     seed: int = 0
+
+    @classmethod
+    def suited(cls, values: int, **changes: Any) -> AuditSettings:
+        """The defaults for images of so many pixel values, and for large ones (above 4,096) smaller samples: a few minutes on two
+        cores either way.
+
+        Args:
+            values: C·H·W.
+            changes: settings of your own; None leaves the default.
+        """
+        large = {
+            "images": 16,
+            "jacobians": 2,
+            "natural": 400,
+            "attack_steps": 20,
+            "norm_steps": 20,
+            "band_images": 12,
+            "band_steps": 6,
+            "fourier_images": 12,
+            "frequencies": 7,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(**{**(large if values > COMPLETED else {}), **given})
 
     def __post_init__(self) -> None:
         for name in ("images", "jacobians", "natural", "directions", "attack_steps", "norm_steps", "band_images", "band_steps"):

@@ -36,10 +36,10 @@ class AuditCommand(DataOptions):
     """Of the attacks."""
     eps: float | None = None
     """Radius of the attacks; default: that of the data set's table, else 8/255."""
-    images: int = 48
-    """The first so many test images are attacked."""
-    natural: int = 5000
-    """So many training images say what is natural (fewer for large images)."""
+    images: int | None = None
+    """The first so many test images are attacked; default: 48, of large ones (above 4,096 values) 16."""
+    natural: int | None = None
+    """So many training images say what is natural; default: 5000, of large ones 400."""
     natural_data: str | None = None
     """Data set of those training images; default: the one whose test images are attacked."""
     against: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ def audit(command: AuditCommand) -> int:
         raise ValueError(f"the card of {command.target} names no classifier; give --classifier")
     found = _measure(command, command.target, data, classifier, command.norm, command.eps or _usual_eps(data))
     again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
-    again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {command.images} --seed {command.seed}"
+    again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {found.n} --seed {command.seed}"
     again += f" --natural-data {shlex.quote(command.natural_data)}" if command.natural_data else ""
     folder = command.out / Path(command.target).stem
     written = found.save(folder)
@@ -131,17 +131,16 @@ def _audit_run(command: AuditCommand) -> int:
 
 
 def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, norm: Any, eps: float) -> Audit:
-    import torch
-
     from purify.attacks import ThreatModel
     from purify.eval.baselines import BASELINES, make_baseline
     from purify.eval.spectrum import AuditSettings, spectral_audit
-    from purify.eval.spectrum.bases import COMPLETED
     from purify.eval.spectrum.subjects import matched_blur
 
     source = command.natural_data or data
     model, training = load_classifier(classifier), command.load(source, "train")
-    test, validation = command.load(data, "test").first(command.images), command.load(source, "val").first(500)
+    values = training.pixels[0].numel()
+    settings = AuditSettings.suited(values, images=command.images, natural=command.natural, seed=command.seed)
+    test, validation = command.load(data, "test").first(settings.images), command.load(source, "val").first(500)
     about = make_baseline(purifier, training).eval() if purifier in BASELINES else load_any(purifier)
     purifiers: dict[str, nn.Module] = {Path(purifier).stem: about}
     blur = matched_blur(model, about, *validation.batch(slice(None)))
@@ -151,9 +150,7 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
     for name in command.against or shipped:
         if name != purifier:
             purifiers[Path(name).stem] = load_any(name)
-    large = training.pixels[0].numel() > COMPLETED
-    natural, _ = training.batch(torch.arange(min(len(training), min(command.natural, 400) if large else command.natural)))
-    settings = AuditSettings(images=command.images, natural=command.natural, seed=command.seed)
+    natural, _ = training.first(settings.natural).batch(slice(None))
     return spectral_audit(
         model, purifiers, natural, *test.batch(slice(None)), ThreatModel(norm, eps), settings=settings, quiet=command.quiet
     )

@@ -1,6 +1,6 @@
 """How long does the spectral audit of a purifier of 224×224 photographs take, and how much memory?
 
-    python tests/bench/large_audit.py DATA_ROOT [IMAGES]     # ten minutes on 2 cores, with the audit's default of 48 images
+    python tests/bench/large_audit.py DATA_ROOT [IMAGES]     # by default as many images as `purify audit` takes
 
 DATA_ROOT holds ``imagenet-750.zip``, ``imagenet_wnids.txt`` and ``squeezenet1_0-imagenet.safetensors``. The purifier is a small
 DSAE that is trained here for two minutes to undo noise: its figures are no result, only its size is meant.
@@ -22,6 +22,7 @@ from tqdm import tqdm
 import purify
 from purify.attacks import ThreatModel
 from purify.data import ImageSet, Split
+from purify.eval.baselines import GaussianFilter
 from purify.eval.spectrum import AuditSettings, spectral_audit
 from purify.normalization import Normalize, NormalizedClassifier
 
@@ -58,19 +59,20 @@ def small_purifier(images: Tensor, steps: int = 400) -> purify.DenoisingSparseAu
 
 
 def main() -> None:
-    root, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else AuditSettings().images
-    natural = photographs(root, "train").first(400).batch(slice(None))[0]
+    root, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+    settings = AuditSettings.suited(3 * SIDE * SIDE, images=count)
+    natural = photographs(root, "train").first(settings.natural).batch(slice(None))[0]
     purifier, classifier = small_purifier(natural), squeezenet(root)
-    images, labels = photographs(root, "test").first(count).batch(slice(None))
+    images, labels = photographs(root, "test").first(settings.images).batch(slice(None))
     started = time.perf_counter()
     audit = spectral_audit(
         classifier,
-        {"small DSAE": purifier},
+        {"small DSAE": purifier, "blur 1.0": GaussianFilter(1.0)},
         natural,
         images,
         labels,
         ThreatModel("linf", 4 / 255),
-        settings=AuditSettings(images=count),
+        settings=settings,
     )
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("\n".join(audit.words()))
