@@ -123,11 +123,13 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.stem: nn.Module = nn.Identity()
         self.blocks: nn.Module = nn.Identity()
         if config.encoder == "tied":
-            self.log_step_size = nn.Parameter(torch.tensor(0.0))  # log η
+            self.log_step_size = nn.Parameter(torch.tensor(math.log(self._first_step_size())))  # log η
         elif config.encoder == "linear":
             self.analysis = nn.Conv2d(config.channels, config.units, config.atom, config.stride, self.overlap)
-            with torch.no_grad():  # starts as the tied encoder with η = 1
-                self.analysis.weight.copy_(self.dictionary)
+            with torch.no_grad():  # starts as the tied encoder
+                self.analysis.weight.copy_(self._first_step_size() * self.dictionary)
+                if config.steps > 1 and self.analysis.bias is not None:
+                    self.analysis.bias.zero_()  # it is added at every step
         else:
             self.stem = nn.Conv2d(config.channels, config.width, config.atom, config.stride, self.overlap)
             self.blocks = nn.Sequential(*(_ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
@@ -195,6 +197,11 @@ class DenoisingSparseAutoencoder(nn.Module):
                 z = F.conv2d(self._synthesise(z, self.dictionary), self.dictionary, None, self.config.stride, self.overlap)
                 value = float(z.norm())
         return value
+
+    def _first_step_size(self) -> float:
+        """η to begin with: 1, and for unrolled steps 1 / ‖Dᵀ D‖, without which they diverge."""
+        side = 8 * self.config.stride
+        return 1.0 if self.config.steps == 1 else 1 / self.tied_analysis_norm((side, side))
 
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
