@@ -186,6 +186,15 @@ def test_randomised_spectrum_is_the_dense_one() -> None:
     torch.testing.assert_close((found.left * left.T[:12]).sum(1).abs(), torch.ones(12), atol=1e-3, rtol=0)
 
 
+def test_effective_dimension_counts_more_than_the_listed_singular_values() -> None:
+    """A projection onto 80 of 144 directions, of which 12 are listed."""
+    basis = torch.linalg.qr(noise((144, 80)))[0]
+    found = leading_spectrum(Linear(basis @ basis.T), torch.rand(1, 12, 12), 12)
+    summary = JacobianSummary.of(found, torch.eye(144)[:64])
+    assert len(summary.values) == 12
+    assert summary.effective_dimension == pytest.approx(80, rel=0.15)
+
+
 def test_jacobian_of_a_trained_purifier_agrees_with_autograd() -> None:
     purifier = load("digits-dsae")
     image = load_dataset("digits", "test").batch(slice(0, 1))[0][0]

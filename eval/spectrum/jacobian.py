@@ -28,6 +28,10 @@ class Spectrum:
     """(r, D), a: what comes out."""
     right: Tensor
     """(r, D), b: what went in."""
+    squares: float
+    """Σ s² over all singular values, also over those that are not listed."""
+    fourth_powers: float
+    """Σ s⁴ likewise."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ class JacobianSummary:
     @classmethod
     def of(cls, spectrum: Spectrum, leading_directions: Tensor) -> JacobianSummary:
         """From a spectrum and principal directions (k, D), largest variance first."""
-        energy = spectrum.values.square()
-        effective = float(energy.sum().square() / energy.square().sum().clamp_min(1e-30))
+        effective = spectrum.squares**2 / max(spectrum.fourth_powers, 1e-30)
         count = max(1, min(round(effective), len(leading_directions), len(spectrum.values)))
         cosines = (spectrum.left * spectrum.right).sum(1).abs()[:count]
         weights = spectrum.values[:count]
@@ -126,12 +129,14 @@ def dense_jacobian(purifier: Model, image: Tensor) -> Tensor:
 def spectrum_of(matrix: Tensor) -> Spectrum:
     """All of a dense Jacobian's."""
     left, values, right = torch.linalg.svd(matrix)
-    return Spectrum(values, left.T, right)
+    energy = values.double().square()
+    return Spectrum(values, left.T, right, float(energy.sum()), float(energy.square().sum()))
 
 
 def leading_spectrum(purifier: Model, image: Tensor, count: int = 32, iterations: int = 2, seed: int = 0) -> Spectrum:
     """The ``count`` largest singular values and vectors by randomised subspace iteration (Halko, Martinsson & Tropp 2011,
-    algorithms 4.4 and 5.1), with products J t and Jᵀ t only: for images of any size.
+    algorithms 4.4 and 5.1), with products J t and Jᵀ t only: for images of any size. The sums over all singular values are
+    estimated from the same random t ~ N(0, I): E‖J t‖² = Σ s², E‖JᵀJ t‖² = Σ s⁴ (Hutchinson 1990).
 
     Args:
         purifier: images to images.
@@ -155,9 +160,12 @@ def leading_spectrum(purifier: Model, image: Tensor, count: int = 32, iterations
         return basis.T
 
     generator = torch.Generator().manual_seed(seed)
-    rows = orthonormal(push(torch.randn(drawn, width, generator=generator).to(image)))
+    pushed = push(torch.randn(drawn, width, generator=generator).to(image))
+    squares = float(pushed.square().sum(1).mean())
+    fourth_powers = float(pull(pushed).square().sum(1).mean())
+    rows = orthonormal(pushed)
     for _ in range(iterations):
         rows = orthonormal(push(orthonormal(pull(rows))))
     small = pull(rows)  # (drawn, D): Qᵀ J
     left, values, right = torch.linalg.svd(small, full_matrices=False)
-    return Spectrum(values[:count], (left.T @ rows)[:count], right[:count])
+    return Spectrum(values[:count], (left.T @ rows)[:count], right[:count], squares, fourth_powers)
