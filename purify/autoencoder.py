@@ -126,10 +126,8 @@ class DenoisingSparseAutoencoder(nn.Module):
             self.log_step_size = nn.Parameter(torch.tensor(math.log(self._first_step_size())))  # log η
         elif config.encoder == "linear":
             self.analysis = nn.Conv2d(config.channels, config.units, config.atom, config.stride, self.overlap)
-            with torch.no_grad():  # starts as the tied encoder
-                self.analysis.weight.copy_(self._first_step_size() * self.dictionary)
-                if config.steps > 1 and self.analysis.bias is not None:
-                    self.analysis.bias.zero_()  # it is added at every step
+            with torch.no_grad():  # starts as the tied encoder with η = 1
+                self.analysis.weight.copy_(self.dictionary)
         else:
             self.stem = nn.Conv2d(config.channels, config.width, config.atom, config.stride, self.overlap)
             self.blocks = nn.Sequential(*(_ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
@@ -199,7 +197,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         return value
 
     def _first_step_size(self) -> float:
-        """η to begin with: 1, and for unrolled steps 1 / ‖Dᵀ D‖, without which they diverge."""
+        """η of a tied encoder to begin with: 1, and for unrolled steps 1 / ‖Dᵀ D‖, without which they diverge."""
         side = 8 * self.config.stride
         return 1.0 if self.config.steps == 1 else 1 / self.tied_analysis_norm((side, side))
 
