@@ -13,10 +13,10 @@ __all__ = ["anywhere", "average_gradients", "is_first", "rank", "same_everywhere
 
 
 def start() -> None:
-    """Join the other processes where ``torchrun`` has set ``RANK`` and ``WORLD_SIZE``; alone, do nothing. Backend gloo, or NCCL
-    where there is CUDA."""
+    """Join the other processes where ``torchrun`` has set ``RANK`` and ``WORLD_SIZE``; alone, do nothing. The backend is gloo:
+    the loop trains on the processor."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("gloo")
 
 
 def world_size() -> int:
