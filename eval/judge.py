@@ -99,7 +99,7 @@ class Judge:
             restarts = int(getattr(entry.attack, "restarts", 1))
             attack = dataclasses.replace(entry.attack, restarts=1) if restarts > 1 else entry.attack  # type: ignore[call-arg]
             attack = suited(attack, self.classes, self.batch_size)
-            for path in entry.choose_paths(list(paths), broken):
+            for path in entry.choose_paths(list(paths), broken, len(self.source)):
                 alone = entry.along == "once"
                 stage = self.store.stage(
                     entry.name if alone else f"{entry.name}, {path}", "adaptive", str(attack), "" if alone else path

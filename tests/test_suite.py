@@ -198,10 +198,11 @@ def noisy_logits(toy: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor],
 def test_costly_attacks_follow_the_fruitful_paths() -> None:
     entry = Entry("x", RandomSearch(LINF), along="fruitful paths")
     names = ["exact", "straight through", "transfer"]
-    assert entry.choose_paths(names, {}) == names
-    assert entry.choose_paths(names, {"transfer": 1}) == ["exact", "transfer"]
-    assert dataclasses.replace(entry, along="every path").choose_paths(names, {"transfer": 1}) == names
-    assert dataclasses.replace(entry, along="once").choose_paths(names, {}) == ["exact"]
+    assert entry.choose_paths(names, {}, 100) == names
+    assert entry.choose_paths(names, {"transfer": 1}, 100) == ["exact", "transfer"]
+    assert entry.choose_paths(names, {"exact": 50, "transfer": 1}, 200) == ["exact"]
+    assert dataclasses.replace(entry, along="every path").choose_paths(names, {"transfer": 1}, 100) == names
+    assert dataclasses.replace(entry, along="once").choose_paths(names, {}, 100) == ["exact"]
 
 
 def test_a_compiled_model_is_a_model(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

@@ -14,9 +14,11 @@ __all__ = ["augment"]
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift, rotate, zoom and mirror each image (N, C, H, W) by its own random amounts; black beyond the border."""
+    """Shift, rotate, zoom, mirror and blacken each image (N, C, H, W) by its own random amounts; black beyond the border."""
     if recipe.crop:
         images = _crop(images, recipe.crop, generator)
+    if recipe.cutout:
+        images = _cutout(images, recipe.cutout, generator)
     if not (recipe.shift or recipe.rotate or recipe.zoom or recipe.flip):
         return images
     n, _, h, w = images.shape
@@ -38,3 +40,12 @@ def _crop(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     rows = (down[:, None] + torch.arange(h))[:, None, :, None]
     columns = (across[:, None] + torch.arange(w))[:, None, None, :]
     return padded[torch.arange(n)[:, None, None, None], torch.arange(c)[None, :, None, None], rows, columns]
+
+
+def _cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blacken a square of ``side`` pixels around a random pixel of each image (N, C, H, W), as far as it lies inside."""
+    n, _, h, w = images.shape
+    down, across = (torch.randint(size, (n, 1), generator=generator) - side // 2 for size in (h, w))
+    rows, columns = torch.arange(h) - down, torch.arange(w) - across
+    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
+    return images.masked_fill(inside, 0)

@@ -86,13 +86,15 @@ register(
         architecture=ClassifierConfig(model="resnet18", small_stem=True, max_pool=False),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
-        epochs=14,
+        epochs=24,
         batch_size=128,
-        learning_rate=1.5e-3,
-        weight_decay=0.05,
-        label_smoothing=0.05,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=1e-3,
+        label_smoothing=0.1,
         crop=4,
         flip=True,
+        cutout=8,
     )
 )
 register(
@@ -159,11 +161,18 @@ register(
         dataset="mnist",
         classifiers=("mnist-resnet18",),
         architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
-        epochs=8,
+        epochs=6,
+        batch_size=128,
+        learning_rate=1e-3,
         shift=2.0,
         eps=0.3,
-        pixel_weight=20.0,
+        growing=0.5,
+        attack_steps=3,
+        final_steps=7,
+        final=0.2,
+        pixel_weight=50.0,
         feature_weight=0.5,
+        warm_start="mnist-dsae",
     )
 )
 register(

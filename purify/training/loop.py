@@ -140,7 +140,7 @@ class _Run:
         self.seconds = 0.0
         self.best: tuple[int, float, dict[str, Tensor]] | None = None  # epoch, figure and weights, where the task has a criterion
         task.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate)
+        self.optimizer = _optimizer(task.model, recipe)
         self.averaged: AveragedModel | None = None
         if recipe.ema_decay:
             self.averaged = AveragedModel(task.model, avg_fn=self._average, use_buffers=True)
@@ -289,6 +289,13 @@ def _schedule(progress: float) -> float:
     if progress < 0.1:
         return 0.05 + 0.95 * progress / 0.1
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = _parameter_groups(model, recipe.weight_decay)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

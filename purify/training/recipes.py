@@ -31,8 +31,10 @@ class Recipe:
     epochs: int = 10
     """Passes through the training split."""
     batch_size: int = 256
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), or sgd with Nesterov's momentum 0.9."""
     learning_rate: float = 2e-3
-    """Peak of a cosine schedule with linear warm-up (a tenth of the run); AdamW."""
+    """Peak of a cosine schedule with linear warm-up (a tenth of the run)."""
     weight_decay: float = 1e-4
     ema_decay: float = 0.998
     """Of the exponential moving average of the weights, which is what is validated and saved (0: none)."""
@@ -46,11 +48,16 @@ class Recipe:
     """Augmentation: largest relative change of size."""
     flip: bool = False
     """Augmentation: mirror half of the images."""
+    cutout: int = 0
+    """Augmentation: side of a square that is blackened at a random place, in pixels (DeVries & Taylor 2017)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.crop < 0:
-            raise ValueError(f"recipe {self.name}: crop must not be negative, got {self.crop}")
+        for name in ("crop", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"recipe {self.name}: {name} must not be negative, got {getattr(self, name)}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"recipe {self.name}: optimizer must be 'adamw' or 'sgd', got {self.optimizer!r}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe {self.name}: {name} must be at least 1, got {getattr(self, name)}")
