@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purify.encoder import PyramidTrunk, ResidualBlock
 from purify.images import check_images
 from purify.sparse import CodeName, make_code
 
@@ -29,13 +30,13 @@ class DSAEConfig:
     """Side of a (square) atom."""
     stride: int = 2
     """The code has one position for each stride × stride pixels."""
-    encoder: Literal["deep", "linear", "tied"] = "deep"
-    """deep: residual convolutions, then linear; linear: one learnt convolution; tied: the dictionary's transpose
-    (with ``steps`` > 1 the textbook ISTA)."""
+    encoder: Literal["deep", "pyramid", "linear", "tied"] = "deep"
+    """deep: residual convolutions, then linear; pyramid: the same at three scales (:class:`purify.encoder.PyramidTrunk`);
+    linear: one learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
     width: int = 64
-    """Hidden channels of the deep encoder."""
+    """Hidden channels of the deep encoder; of the pyramid at its finest scale."""
     depth: int = 3
-    """Residual blocks of the deep encoder, at the resolution of the code."""
+    """Residual blocks of the deep encoder, at the resolution of the code; of the pyramid at each scale."""
     steps: int = 1
     """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
     code: CodeName = "soft"
@@ -56,8 +57,13 @@ class DSAEConfig:
             )
         if not 0 < self.density <= 1:
             raise ValueError(f"DSAEConfig.density must be above 0 and at most 1, got {self.density}")
-        if self.encoder not in ("deep", "linear", "tied"):
-            raise ValueError(f"DSAEConfig.encoder must be 'deep', 'linear' or 'tied', got {self.encoder!r}")
+        if self.encoder not in ("deep", "pyramid", "linear", "tied"):
+            raise ValueError(f"DSAEConfig.encoder must be 'deep', 'pyramid', 'linear' or 'tied', got {self.encoder!r}")
+        if self.encoder == "pyramid" and (self.stride % 4 or self.width % 2):
+            raise ValueError(
+                "DSAEConfig.encoder 'pyramid' needs a stride that is a multiple of 4 and an even width, got stride "
+                f"{self.stride} with width {self.width}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,21 +78,6 @@ class CodeStatistics:
     """1 − Σ(x − x̂)² / Σ(x − mean image)², at most 1."""
     dead_units: float
     """Share of the K units that were active nowhere in these images, 0 … 1."""
-
-
-class _ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))), 3×3, without normalisation layers (a purifier sees one image at a time)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)  # starts as the identity (Zhang, Dauphin & Ma 2019)
-        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.second(F.relu(self.first(F.relu(x))))
-        return out
 
 
 class DenoisingSparseAutoencoder(nn.Module):
@@ -128,9 +119,12 @@ class DenoisingSparseAutoencoder(nn.Module):
             self.analysis = nn.Conv2d(config.channels, config.units, config.atom, config.stride, self.overlap)
             with torch.no_grad():  # starts as the tied encoder with η = 1
                 self.analysis.weight.copy_(self.dictionary)
+        elif config.encoder == "pyramid":
+            self.stem = PyramidTrunk(config.channels, config.width, config.depth, config.stride)
+            self.analysis = nn.Conv2d(2 * config.width, config.units, 3, padding=1)
         else:
             self.stem = nn.Conv2d(config.channels, config.width, config.atom, config.stride, self.overlap)
-            self.blocks = nn.Sequential(*(_ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
+            self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
             self.analysis = nn.Conv2d(config.width, config.units, 3, padding=1)
 
     @property
@@ -228,7 +222,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.raw_threshold[units] = _inverse_softplus(0.05)
         if self.config.encoder == "linear":
             self.analysis.weight[units] = 0.5 * self.atoms[units]
-        elif self.config.encoder == "deep":
+        elif self.config.encoder != "tied":
             spread = 0.5 * self.analysis.weight.std()
             self.analysis.weight[units] = spread * torch.randn(self.analysis.weight[units].shape, generator=generator)
         if self.config.encoder != "tied" and self.analysis.bias is not None:

@@ -114,11 +114,40 @@ def test_statistics_by_hand() -> None:
     assert purifier.statistics(images).dead_units >= 1 / 8
 
 
-@pytest.mark.parametrize("encoder", ["deep", "linear", "tied"])
+@settings(max_examples=10, deadline=None)
+@given(height=st.integers(1, 19), width=st.integers(1, 19), stride=st.sampled_from([4, 8]))
+def test_pyramid_takes_any_size_and_purifies_each_image_by_itself(height: int, width: int, stride: int) -> None:
+    purifier = small(encoder="pyramid", stride=stride, atom=stride + 4)
+    images = torch.rand(3, 3, height, width)
+    with torch.no_grad():
+        purified = purifier(images)
+        alone = torch.cat([purifier(image[None]) for image in images])
+    assert purified.shape == images.shape
+    assert torch.allclose(purified, alone, atol=1e-5)
+
+
+def test_pyramid_joins_its_scales() -> None:
+    """A change in one corner reaches the code in the opposite one, through the coarse scale alone."""
+    purifier = small(encoder="pyramid", stride=4, atom=8, depth=2, width=16)
+    for module in purifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    x = torch.rand(1, 3, 32, 32)
+    y = x.clone()
+    y[..., :4, :4] = 1 - y[..., :4, :4]
+    with torch.no_grad():
+        assert not torch.equal(purifier.analyse(x)[..., -1, -1], purifier.analyse(y)[..., -1, -1])
+
+
+@pytest.mark.parametrize("encoder", ["deep", "pyramid", "linear", "tied"])
 def test_revived_units_fire_again(encoder: str) -> None:
-    purifier = small(channels=1, encoder=encoder)
+    purifier = small(channels=1, encoder=encoder, **({"stride": 4, "atom": 8} if encoder == "pyramid" else {}))
     images = torch.rand(16, 1, 8, 8)
     with torch.no_grad():
+        purifier.train()
+        for _ in range(30):  # batch statistics, where there are some
+            purifier(images)
+        purifier.eval()
         purifier.raw_threshold[:4] = 1e4
     before = copy.deepcopy(purifier)
     assert not (purifier.encode(images)[:, :4] > 0).any()
@@ -128,8 +157,9 @@ def test_revived_units_fire_again(encoder: str) -> None:
     assert not torch.equal(before.atoms[:4], purifier.atoms[:4])
 
 
-def test_gradient_reaches_the_input_and_every_parameter() -> None:
-    purifier = small()
+@pytest.mark.parametrize("changes", [{}, {"encoder": "pyramid", "stride": 4, "atom": 8}])
+def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, object]) -> None:
+    purifier = small(**changes).train()
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
     purifier(images).square().sum().backward()
     assert images.grad is not None
@@ -145,6 +175,7 @@ def test_gradient_reaches_the_input_and_every_parameter() -> None:
         ({"atom": 5, "stride": 2}, "even number.*got atom 5 with stride 2"),
         ({"atom": 2, "stride": 4}, "at least the stride"),
         ({"encoder": "other"}, "'other'"),
+        ({"encoder": "pyramid", "stride": 2}, "stride that is a multiple of 4"),
     ],
 )
 def test_bad_config(changes: dict[str, object], says: str) -> None:

@@ -77,7 +77,7 @@ def test_one_purifier_for_several_classifiers_and_a_warm_start(tmp_path: Path, v
     config = purify.load("digits-dsae").config
     recipe = dataclasses.replace(QUICK, classifiers=("digits-shufflenet", twin), architecture=config, warm_start="digits-dsae")
     task, training = make(recipe)
-    assert torch.equal(task.model.atoms, purify.load("digits-dsae").atoms)
+    assert torch.equal(task.model.purifier.atoms, purify.load("digits-dsae").atoms)
     assert len(task.classifiers) == 2
     path = train(task, recipe, training, tmp_path / "run", quiet=True)
     assert read_card(path).figures["val_clean"] > 0.8  # it began as a good purifier
@@ -85,9 +85,36 @@ def test_one_purifier_for_several_classifiers_and_a_warm_start(tmp_path: Path, v
         make(dataclasses.replace(recipe, architecture=SMALL))
 
 
+def test_a_code_that_is_read_robustly_without_a_classifier(tmp_path: Path) -> None:
+    config = purify.DSAEConfig(units=24, atom=6, stride=4, encoder="pyramid", width=12, depth=1)
+    recipe = dataclasses.replace(
+        QUICK,
+        classifiers=(),
+        label_weight=0.0,
+        agreement_weight=0.0,
+        feature_weight=0.0,
+        code_weight=1.0,
+        pixel_weight=100.0,
+        architecture=config,
+        epochs=24,
+        eps=0.1,
+    )
+    task, training = make(recipe)
+    path = train(task, recipe, training, tmp_path, quiet=True)
+    history = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert max(epoch["val_pgd"] for epoch in history) > 0.4  # chance is 0.1, and an undefended read-out leaves nothing
+    purifier = purify.load(path)
+    assert purifier.config == config
+    assert not any(name.startswith("readout") for name in purifier.state_dict())
+    assert read_card(path).figures["parameters"] == sum(p.numel() for p in purifier.parameters())
+    assert read_card(path).figures["val_explained_variance"] > 0.2  # and the picture is rebuilt beside
+
+
 def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> None:
     with pytest.raises(ValueError, match="at least one classifier"):
         dataclasses.replace(QUICK, classifiers=())
+    with pytest.raises(ValueError, match="or a code_weight above 0"):
+        dataclasses.replace(QUICK, classifiers=(), label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
     with pytest.raises(ValueError, match="must be above 0"):
         dataclasses.replace(QUICK, label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
     with pytest.raises(ValueError, match=r"architecture\.channels is 3, but data set digits has 1"):

@@ -24,7 +24,7 @@ from purify.denoisers import build_denoiser
 from purify.training.augmentation import augment
 from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
-from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe
+from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustRecipe
 from purify.training.tasks import PurifierTask, make_task
 
 
@@ -189,11 +189,41 @@ def test_crops_are_whole_pixels_of_the_padded_image() -> None:
     assert len({found[0] for found in places}) > 4
 
 
+def test_cutout_blackens_one_square_of_each_image() -> None:
+    x = torch.full((40, 3, 10, 9), 0.5)
+    cut = augment(x, short(shift=0, rotate=0, zoom=0, cutout=4), torch.Generator().manual_seed(0))
+    gone = cut == 0
+    assert torch.equal(cut[~gone], x[~gone])
+    assert bool((gone == gone[:, :1]).all())  # all channels alike
+    areas = set()
+    for image in gone[:, 0]:
+        rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
+        height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+        assert int(image.sum()) == height * width  # a whole rectangle, cut off at the border only
+        assert 2 <= height <= 4
+        assert 2 <= width <= 4
+        areas.add((height, width))
+    assert (4, 4) in areas
+    assert len(areas) > 1
+
+
+@pytest.mark.parametrize("momentum", [True, False])
+def test_optimizers(momentum: bool) -> None:
+    from purify.training.loop import _optimizer
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    made = _optimizer(model, short(optimizer="sgd" if momentum else "adamw", learning_rate=0.3, weight_decay=0.01))
+    assert [group["weight_decay"] for group in made.param_groups] == [0.01, 0.0]
+    assert isinstance(made, torch.optim.SGD if momentum else torch.optim.AdamW)
+
+
 def test_registry() -> None:
     assert {"digits-dsae", "digits-shufflenet", "mnist-dsae", "mnist-resnet18"} <= set(list_recipes())
     with pytest.raises(ValueError, match="registered already"):
         register(find_recipe("digits-dsae"))
-    with pytest.raises(ValueError, match="unknown recipe 'nonesuch'; known: cifar10-dsae, cifar10-resnet18, digits-dense"):
+    with pytest.raises(
+        ValueError, match="unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-dsae, cifar10-resnet18, digits-dense"
+    ):
         find_recipe("nonesuch")
 
 
@@ -202,6 +232,8 @@ def test_registry() -> None:
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"optimizer": "lion"}, "must be 'adamw' or 'sgd', got 'lion'"),
+        ({"cutout": -1}, "cutout must not be negative"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
     ],
 )
@@ -226,7 +258,7 @@ def test_every_shipped_card_matches_its_recipe() -> None:
     """`purify train NAME` makes what is shipped."""
     for name in purify.list_checkpoints():
         recipe, found = find_recipe(name), dict(read_card(name).recipe)
-        assert isinstance(recipe, (ClassifierRecipe, PurifierRecipe, DenoiserRecipe))
+        assert isinstance(recipe, (ClassifierRecipe, PurifierRecipe, DenoiserRecipe, RobustRecipe))
         found["architecture"] = type(recipe.architecture)(**found["architecture"])
         rebuilt = type(recipe)(**found)  # settings that are newer than the card have their defaults
         assert json.dumps(dataclasses.asdict(rebuilt)) == json.dumps(dataclasses.asdict(recipe)), name

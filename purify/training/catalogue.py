@@ -176,6 +176,28 @@ register(
     )
 )
 register(
+    RobustRecipe(
+        name="cifar10-code-robust",
+        dataset="imagefolder:cifar10-jpeg.zip",
+        classifiers=(),
+        architecture=DSAEConfig(channels=3, units=256, atom=8, stride=4, encoder="pyramid", width=80, depth=2),
+        epochs=15,
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        crop=4,
+        flip=True,
+        eps=8 / 255,
+        growing=0.1,
+        final=0.0,
+        label_weight=0.0,
+        code_weight=1.0,
+        pixel_weight=10.0,
+        l1=0.01,
+    )
+)
+register(
     RobustClassifierRecipe(
         name="digits-robust",
         dataset="digits",

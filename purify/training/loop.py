@@ -50,7 +50,11 @@ class Task(ABC):
 
     @abstractmethod
     def card(self, model: nn.Module) -> Card:
-        """The card, but for what the loop adds."""
+        """The card of what is kept, but for what the loop adds."""
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """The part of ``model`` that the checkpoint holds; the rest served the training only."""
+        return model
 
     criterion: str | None = None
     """Name of the validated figure by which the best epoch's weights are kept and saved; None: the last epoch's."""
@@ -263,7 +267,8 @@ class _Run:
         measured = {k: v for k, v in self.history[epoch - 1].items() if k not in ("seconds", "images_per_second")}
         if self.best is None:
             measured.pop("epoch")
-        described = self.task.card(model)
+        kept = self.task.kept(model)
+        described = self.task.card(kept)
         card = dataclasses.replace(
             described,
             recipe=dataclasses.asdict(self.recipe),
@@ -272,7 +277,7 @@ class _Run:
             wall_seconds=round(self.seconds, 1),
             figures={**described.figures, **measured},
         )
-        save(model, card, path)
+        save(kept, card, path)
 
 
 def autocast(device: torch.device) -> torch.autocast:

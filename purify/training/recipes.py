@@ -132,11 +132,13 @@ class DenoiserRecipe(DenoisingRecipe):
 class RobustRecipe(Recipe):
     """A DSAE trained against attacks that know it, in front of classifiers that stay as they are.
 
-    The loss is a sum: weight by weight cross-entropy, agreement, features, and the lasso of a DSAE, all on attacked images.
+    The loss is a sum: weight by weight cross-entropy, agreement, features, the read-out of the code, and the lasso of a DSAE, all
+    on attacked images.
     """
 
     classifiers: tuple[str, ...]
-    """Names or paths of classifiers' checkpoints; they stay frozen. Of several, each batch meets one, drawn at random."""
+    """Names or paths of classifiers' checkpoints; they stay frozen. Of several, each batch meets one, drawn at random. None: the
+    attack is made on the read-out of the code, at a fraction of the cost; the purifier is then one to start others from."""
     architecture: DSAEConfig = field(default_factory=DSAEConfig)
     norm: Literal["linf", "l2"] = "linf"
     eps: float
@@ -155,6 +157,8 @@ class RobustRecipe(Recipe):
     """Of KL(classifier(clean) ‖ classifier(purified)): labels need not be right, nor be there."""
     feature_weight: float = 0.0
     """Of the squared error of the classifier's last features, over their square."""
+    code_weight: float = 0.0
+    """Of the cross-entropy of a linear read-out of the mean code, which learns along and is not kept."""
     pixel_weight: float = 0.0
     """Of half the squared error plus ``l1`` times the code, divided by the number of pixel values."""
     l1: float = 0.04
@@ -166,9 +170,13 @@ class RobustRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.classifiers:
-            raise ValueError(f"recipe {self.name}: at least one classifier is needed")
+        of_classifiers = self.label_weight or self.agreement_weight or self.feature_weight
+        if not self.classifiers and (of_classifiers or not self.code_weight):
+            raise ValueError(
+                f"recipe {self.name}: at least one classifier is needed, or a code_weight above 0 and no label_weight, "
+                "agreement_weight or feature_weight"
+            )
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
-        if not (self.label_weight or self.agreement_weight or self.feature_weight):
+        if self.classifiers and not of_classifiers:
             raise ValueError(f"recipe {self.name}: label_weight, agreement_weight or feature_weight must be above 0")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify.attacks import PGD, ThreatModel, exact
+from purify.attacks.gradient import Model
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load, load_classifier, read_card
 from purify.data import ImageSet
@@ -15,7 +16,7 @@ from purify.training.card import describe
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
 
-__all__ = ["LastFeatures", "RobustTask"]
+__all__ = ["LastFeatures", "RobustTask", "Student"]
 
 _VALIDATED = 300
 """Images of the validation split that are attacked after each epoch."""
@@ -35,11 +36,31 @@ class LastFeatures:
         self.caught = inputs[0]
 
 
+class Student(nn.Module):
+    """The purifier, and a linear read-out of its mean code that learns beside it and is not kept."""
+
+    def __init__(self, purifier: DenoisingSparseAutoencoder, classes: int) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.readout = nn.Linear(purifier.config.units, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purified images, not yet clipped to [0, 1]."""
+        return self.purifier.relaxed(images)
+
+    def read(self, code: Tensor) -> Tensor:
+        """Code (N, K, h, w) to logits (N, classes)."""
+        logits: Tensor = self.readout(code.mean((2, 3)))
+        return logits
+
+
 class RobustTask(Task):
     """Attack purifier and classifier together, and learn from what that gives.
 
     loss = w_l · CE( f(P(x')), y ) + w_a · KL( f(x) ‖ f(P(x')) ) + w_f · ‖φ(P(x')) − φ(x)‖² / ‖φ(x)‖²
-         + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),  x' attacked through P and f, φ the last features of f.
+         + w_c · CE( r(z̄), y ) + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),
+    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear. Without a
+    classifier x' is attacked through z and r.
 
     Forward, the purified images are clipped to [0, 1] as ever; backward, the clip is the identity, so that neither the attack nor
     the training meets the clip's zero gradients.
@@ -56,7 +77,7 @@ class RobustTask(Task):
             )
         self.classifiers = [_frozen(name, recipe, training) for name in recipe.classifiers]
         self.features = [LastFeatures(c) for c in self.classifiers] if recipe.feature_weight else []
-        self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
+        purifier = DenoisingSparseAutoencoder(recipe.architecture)
         if recipe.warm_start:
             before = load(recipe.warm_start)
             if before.config != recipe.architecture:
@@ -64,7 +85,8 @@ class RobustTask(Task):
                     f"recipe {recipe.name}: warm_start {recipe.warm_start} has another architecture: {before.config}, not "
                     f"{recipe.architecture}"
                 )
-            self.model.load_state_dict(before.state_dict())
+            purifier.load_state_dict(before.state_dict())
+        self.model: Student = Student(purifier, len(training.classes))
         self.images, self.labels = validation.first(_VALIDATED).batch(slice(None))
 
     @property
@@ -80,15 +102,27 @@ class RobustTask(Task):
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss above, on a batch of attacked images."""
-        recipe = self.recipe
-        which = int(torch.randint(len(self.classifiers), (), generator=generator))
-        classifier = self.classifiers[which]
+        recipe, purifier = self.recipe, self.model.purifier
+        which = int(torch.randint(max(len(self.classifiers), 1), (), generator=generator))
+        attacked_model = self._pipelines(self.model)[which]
         with autocast(images.device):
-            attacked = training_attack(
-                lambda x: classifier(_soft_clip(self.model.relaxed(x))), images, labels, self.threat, self.steps, generator
-            )
-            code = self.model.encode(attacked.to(memory_format=torch.channels_last))
-            rebuilt = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))
+            attacked = training_attack(attacked_model, images, labels, self.threat, self.steps, generator)
+            code = purifier.encode(attacked.to(memory_format=torch.channels_last))
+            rebuilt = purifier.synthesise(code, size=(images.shape[-2], images.shape[-1]))
+        total, shown = self._through_classifier(which, images, rebuilt, labels) if self.classifiers else (torch.zeros(()), {})
+        if recipe.code_weight:
+            logits = self.model.read(code.float())
+            total = total + recipe.code_weight * F.cross_entropy(logits, labels)
+            shown["code"] = float((logits.argmax(1) == labels).float().mean())
+        if recipe.pixel_weight:
+            squares = 0.5 * (rebuilt.float() - images).square().sum()
+            total = total + recipe.pixel_weight * (squares + recipe.l1 * code.float().sum()) / images.numel()
+        return total, shown
+
+    def _through_classifier(self, which: int, images: Tensor, rebuilt: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The terms that a classifier decides."""
+        recipe, classifier = self.recipe, self.classifiers[which]
+        with autocast(images.device):
             logits = classifier(_soft_clip(rebuilt)).float()
             after = self.features[which].caught if self.features else torch.empty(0)
             teacher = torch.empty(0)
@@ -96,39 +130,32 @@ class RobustTask(Task):
                 with torch.no_grad():
                     teacher = classifier(images).float()
         total = recipe.label_weight * F.cross_entropy(logits, labels)
-        shown = {"robust": float((logits.argmax(1) == labels).float().mean())}
         if recipe.agreement_weight:
             agreement = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(teacher, 1), log_target=True, reduction="batchmean")
             total = total + recipe.agreement_weight * agreement
         if recipe.feature_weight:
             before = self.features[which].caught.float()
             total = total + recipe.feature_weight * (after.float() - before).square().sum() / before.square().sum()
-        if recipe.pixel_weight:
-            squares = 0.5 * (rebuilt.float() - images).square().sum()
-            total = total + recipe.pixel_weight * (squares + recipe.l1 * code.float().sum()) / images.numel()
-        return total, shown
+        return total, {"robust": float((logits.argmax(1) == labels).float().mean())}
+
+    def _pipelines(self, student: Student, *, exact_clip: bool = False) -> list[Model]:
+        """What is attacked: purifier and each classifier; without any, the read-out of the code."""
+        if not self.classifiers:
+            return [lambda x: student.read(student.purifier.encode(x).to(x.dtype))]
+        clip = _clip if exact_clip else _soft_clip
+        return [lambda x, f=f: f(clip(student(x))) for f in self.classifiers]  # type: ignore[misc]
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Clean accuracy and accuracy under PGD on the whole pipeline (the lowest of several classifiers); the code's figures."""
-        assert isinstance(model, DenoisingSparseAutoencoder)
-        threat = ThreatModel(self.recipe.norm, self.recipe.eps)
+        assert isinstance(model, Student)
+        attack = PGD(ThreatModel(self.recipe.norm, self.recipe.eps), steps=self.recipe.validation_steps)
         clean, robust = [], []
-        for classifier in self.classifiers:
-
-            def defended(x: Tensor, classifier: nn.Module = classifier) -> Tensor:
-                logits: Tensor = classifier(model(x))
-                return logits
-
-            def soft(x: Tensor, classifier: nn.Module = classifier) -> Tensor:
-                logits: Tensor = classifier(_soft_clip(model.relaxed(x)))
-                return logits
-
-            attack = PGD(threat, steps=self.recipe.validation_steps)
+        for defended, soft in zip(self._pipelines(model, exact_clip=True), self._pipelines(model), strict=True):
             result = attack(defended, self.images, self.labels, gradient=exact(soft))
             clean.append(float((defended(self.images).argmax(1) == self.labels).float().mean()))
             robust.append(float((~result.success).float().mean()))
-        statistics = model.statistics(self.images)
+        statistics = model.purifier.statistics(self.images)
         return {
             "val_clean": min(clean),
             "val_pgd": min(robust),
@@ -138,9 +165,18 @@ class RobustTask(Task):
             "val_dead_units": statistics.dead_units,
         }
 
+    def kept(self, model: nn.Module) -> nn.Module:
+        """The purifier without the read-out."""
+        assert isinstance(model, Student)
+        return model.purifier
+
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
         return describe(model, self.recipe, "purifier", self.shape)
+
+
+def _clip(images: Tensor) -> Tensor:
+    return images.clamp(0, 1)
 
 
 def _soft_clip(images: Tensor) -> Tensor:
