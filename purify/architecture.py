@@ -8,6 +8,8 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from purify.convolution import speed_up_small_maps
+
 __all__ = ["ClassifierConfig", "build_classifier"]
 
 
@@ -47,6 +49,7 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
         model: nn.Module = ResNet(BasicBlock, list(config.blocks), num_classes=config.classes)
     else:
         model = torchvision.models.get_model(config.model, weights=None, num_classes=config.classes)
+    speed_up_small_maps(model)
     if config.channels == 3 and not config.small_stem and config.max_pool:
         return model
     first = getattr(model, "conv1", None)  # resnet: a convolution; shufflenet: a sequence that begins with one
