@@ -69,7 +69,7 @@ def draw_examples(table: DefenceTable, count: int = 8) -> Figure:
                 right = predicted == entry["label"]
                 axis.set_title(f"{predicted} {'✓' if right else '✗'}", color="#15803d" if right else "#b91c1c", fontsize=9)
         axis_row[0].set_ylabel(title)
-    figure.suptitle(f"{table.spec.data}: PGD on the bare classifier (oblivious), {table.spec.threat}, purified by {report.name}")
+    figure.suptitle(f"{table.spec.title}: PGD on the bare classifier (oblivious), {table.spec.threat}, purified by {report.name}")
     figure.tight_layout()
     return figure
 
@@ -101,7 +101,7 @@ def draw_margins(table: DefenceTable) -> Figure:
     axis.set_xlabel("margin: logit of the true class − largest other (negative: misclassified)")
     axis.set_ylabel("images")
     axis.legend(frameon=False, fontsize=8)
-    axis.set_title(f"{table.spec.data}: decision margins, PGD, {table.spec.threat}, n = {report.clean.n}")
+    axis.set_title(f"{table.spec.title}: decision margins, PGD, {table.spec.threat}, n = {report.clean.n}")
     return figure
 
 
@@ -125,7 +125,7 @@ def draw_curves(table: DefenceTable) -> Figure:
         axis.set_ylim(-2, 102)
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{table.spec.data}: accuracy against eps, n = {shown}", y=1.01)
+    figure.suptitle(f"{table.spec.title}: accuracy against eps, n = {shown}", y=1.01)
     return figure
 
 

@@ -33,6 +33,7 @@ class TableSpec:
     """One defence table: which data, which classifier, which purifiers, which attacker."""
 
     data: str
+    """Name of the data set whose test split is attacked."""
     classifier: str
     """Name or path of the victim's checkpoint."""
     purifiers: tuple[str, ...]
@@ -40,7 +41,25 @@ class TableSpec:
     threat: ThreatModel
     images: int = 1000
     """The first so many of the test split."""
+    name: str = ""
+    """Of the table and its files; empty: the data set's."""
+    learnt_from: str = ""
+    """Data set from which baselines are fitted or trained; empty: ``data``."""
+    recipes: str = ""
+    """What the recipes of trained baselines are called after (``mnist-dense`` …); empty: ``data``."""
+    other_classifiers: tuple[str, ...] = ()
+    """Names or paths of classifiers that the purifiers were not trained with: each gets rows of its own, bare and behind each."""
     settings: Settings = field(default_factory=Settings)
+
+    @property
+    def title(self) -> str:
+        """What the table is called."""
+        return self.name or self.data
+
+    @property
+    def stem(self) -> str:
+        """The same as part of a file's name."""
+        return file_stem(self.title)
 
 
 TABLES: dict[str, TableSpec] = {
@@ -55,7 +74,7 @@ TABLES: dict[str, TableSpec] = {
         images=500,
     ),
 }
-"""The tables that ``purify tables`` makes; one a data set."""
+"""The tables that ``purify tables`` makes, by name."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class DefenceTable:
 
     def markdown(self) -> str:
         """Title line, table, and what each column's claim is."""
-        title = f"### {self.spec.data}, {self.spec.threat}"
+        title = f"### {self.spec.title}, {self.spec.threat}"
         if self.not_run:
             return f"{title}\n\nNot run: {self.not_run}"
         failed = [f"{report.name}: {', '.join(report.failed)}" for report in self.reports if report.failed]
@@ -103,9 +122,9 @@ class DefenceTable:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write ``<data>.md``, ``<data>.json`` and ``<data>.<defence>.csv`` (one row an image); returns what was written."""
+        """Write ``<table>.md``, ``<table>.json`` and ``<table>.<defence>.csv`` (one row an image); returns what was written."""
         folder.mkdir(parents=True, exist_ok=True)
-        stem = file_stem(self.spec.data)
+        stem = self.spec.stem
         table, figures = folder / f"{stem}.md", folder / f"{stem}.json"
         table.write_text(self.markdown() + "\n", encoding="utf-8")
         figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -133,7 +152,7 @@ def defence_table(
         stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
     """
-    classifier = load_classifier(spec.classifier)
+    classifiers = {name: load_classifier(name) for name in (spec.classifier, *spec.other_classifiers)}
     purifiers: dict[str, nn.Module] = {Path(name).stem: load(name) for name in spec.purifiers}
     try:
         test = load_dataset(spec.data, "test", data_root=data_root, size=size, class_list=class_list).first(spec.images)
@@ -141,41 +160,54 @@ def defence_table(
         return DefenceTable(spec, not_run=str(missing))
     for name in baselines:
         training, validation = (
-            load_dataset(spec.data, split, data_root=data_root, size=size, class_list=class_list) for split in _LEARN
+            load_dataset(spec.learnt_from or spec.data, split, data_root=data_root, size=size, class_list=class_list)
+            for split in _LEARN
         )
         if name in TRAINED:
-            purifiers[name] = trained_baseline(name, training, validation, quiet=quiet)
+            purifiers[name] = trained_baseline(name, spec.recipes or spec.data, training, validation, quiet=quiet)
         else:
             purifiers[name] = make_baseline(name, training)
-    return _measure(spec, classifier, purifiers, test, stores, quiet)
+    return _measure(spec, classifiers, purifiers, test, stores, quiet)
 
 
 def _measure(
     spec: TableSpec,
-    classifier: NormalizedClassifier,
+    classifiers: dict[str, NormalizedClassifier],
     purifiers: dict[str, nn.Module],
     test: ImageSet,
     stores: Path | None,
     quiet: bool,
 ) -> DefenceTable:
-    defences: dict[str, nn.Module] = {"none": classifier}
-    for name, purifier in purifiers.items():  # one row is no purifier but another classifier
-        defences[name] = purifier if isinstance(purifier, NormalizedClassifier) else wrap(classifier, purifier.eval())
-    reports = [
-        evaluate(
+    reports = []
+    for name, classifier, purifier in _rows(spec, purifiers):
+        bare = classifiers[classifier]
+        if purifier is None:
+            model: nn.Module = bare
+        else:  # one row is no purifier but another classifier
+            model = purifier if isinstance(purifier, NormalizedClassifier) else wrap(bare, purifier.eval())
+        report = evaluate(
             model,
             test,
             None,
             spec.threat,
-            settings=_suited(spec.settings, purifiers.get(name)),
+            settings=_suited(spec.settings, purifier),
             name=name,
-            about={"data": spec.data, "split": test.split, "classifier": spec.classifier, "purifier": name},
-            store=":memory:" if stores is None else stores / f"{file_stem(spec.data)}.{file_stem(name)}.sqlite",
+            about={"data": spec.data, "split": test.split, "classifier": classifier, "purifier": name},
+            store=":memory:" if stores is None else stores / f"{spec.stem}.{file_stem(name)}.sqlite",
             quiet=quiet,
         )
-        for name, model in defences.items()
-    ]
+        reports.append(report)
     return DefenceTable(spec, reports, test.skipped)
+
+
+def _rows(spec: TableSpec, purifiers: dict[str, nn.Module]) -> list[tuple[str, str, nn.Module | None]]:
+    """Name, classifier and purifier of each row: all before the table's own classifier, then the DSAEs before the others."""
+    rows: list[tuple[str, str, nn.Module | None]] = [("none", spec.classifier, None)]
+    rows += [(name, spec.classifier, purifier) for name, purifier in purifiers.items()]
+    for other in spec.other_classifiers:
+        rows.append((f"none, {Path(other).stem}", other, None))
+        rows += [(f"{Path(name).stem}, {Path(other).stem}", other, purifiers[Path(name).stem]) for name in spec.purifiers]
+    return rows
 
 
 def _suited(settings: Settings, purifier: nn.Module | None) -> Settings:

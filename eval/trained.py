@@ -17,13 +17,13 @@ TRAINED = ("linear", "dense", "dncnn", "magnet", "robust")
 classifier trained adversarially, with as many operations as purifier and classifier together: the upper reference."""
 
 
-def trained_baseline(name: str, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> nn.Module:
+def trained_baseline(name: str, data: str, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> nn.Module:
     """A dense denoiser, or for ``robust`` a classifier, for a data set, by the recipe ``<data>-<name>``.
 
     Raises:
         ValueError: no such recipe.
     """
-    recipe = find_recipe(f"{training.name}-{name}")
+    recipe = find_recipe(f"{data}-{name}")
     folder = cache_folder() / "baselines" / recipe.name
     path = folder / f"{recipe.name}.safetensors"
     if not path.exists():

@@ -31,7 +31,8 @@ class SmallMapConv2d(nn.Conv2d):
         stride = int(self.stride[0])
         height, width = ((size - 1) // stride + 1 for size in input.shape[-2:])
         if height * width > _POSITIONS or input.device.type != "cpu":
-            return super()._conv_forward(input, weight, bias)
+            plain: Tensor = super()._conv_forward(input, weight, bias)
+            return plain
         padded = F.pad(input.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (N, H + 2, W + 2, C)
         windows = [
             padded[:, down : down + stride * (height - 1) + 1 : stride, across : across + stride * (width - 1) + 1 : stride]

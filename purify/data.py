@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,9 +153,13 @@ def load_dataset(
 
 
 def file_stem(name: str) -> str:
-    """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``."""
+    """A name that can be part of a file's name: ``imagefolder:some/place.zip`` becomes ``imagefolder-place``.
+
+    >>> file_stem("a, before b")
+    'a-before-b'
+    """
     kind, _, path = name.partition(":")
-    return f"{kind}-{Path(path).stem}" if path else kind
+    return re.sub(r"[^\w.]+", "-", f"{kind}-{Path(path).stem}" if path else kind)
 
 
 def _digits(split: Split) -> ImageSet:

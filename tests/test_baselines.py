@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import median as skimage_median
 
 import purify
+from purify.checkpoint import load_classifier, read_card, save
 from purify.eval import Settings, trained
 from purify.eval.baselines import (
     BASELINES,
@@ -124,3 +125,18 @@ def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypat
     assert [report.name for report in first.reports] == ["none", name]
     assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
     assert first.reports[1].adaptive == second.reports[1].adaptive
+
+
+def test_rows_before_another_classifier(tmp_path: Path) -> None:
+    """Does what a purifier learnt before one classifier help another? Rows of their own say so; files bear the table's name."""
+    torch.manual_seed(0)
+    card = read_card("digits-shufflenet")
+    other = tmp_path / "other.safetensors"
+    save(load_classifier("digits-shufflenet"), dataclasses.replace(card, name="other"), other)
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, name="two classifiers", other_classifiers=(str(other),))
+    table = defence_table(spec, baselines=("jpeg",), stores=tmp_path / "stores", quiet=True)
+    assert [r.name for r in table.reports] == ["none", "digits-dsae", "jpeg", "none, other", "digits-dsae, other"]
+    assert table.reports[1].adaptive == table.reports[4].adaptive  # it is the same classifier under another name
+    assert table.markdown().startswith("### two classifiers, L∞")
+    assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}

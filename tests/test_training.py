@@ -222,7 +222,7 @@ def test_registry() -> None:
     with pytest.raises(ValueError, match="registered already"):
         register(find_recipe("digits-dsae"))
     with pytest.raises(
-        ValueError, match="unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-dsae, cifar10-resnet18, digits-dense"
+        ValueError, match="unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-dense, cifar10-dncnn, cifar10-dsae"
     ):
         find_recipe("nonesuch")
 
@@ -293,7 +293,7 @@ def test_dense_denoisers_learn_and_come_back(network: str, tmp_path: Path) -> No
 
 
 def test_dense_denoisers_have_the_operations_of_the_dsae() -> None:
-    for data, shape in (("digits", (1, 8, 8)), ("mnist", (1, 28, 28))):
+    for data, shape in (("digits", (1, 8, 8)), ("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))):
         dsae = find_recipe(f"{data}-dsae")
         assert isinstance(dsae, PurifierRecipe)
         macs = count_macs(purify.DenoisingSparseAutoencoder(dsae.architecture), shape)

@@ -16,7 +16,7 @@ class TablesCommand(DataOptions):
     """The defence tables: no defence, the DSAE, JPEG, median filter and PCA, under oblivious and adaptive attacks."""
 
     data: tuple[str, ...] = ()
-    """Data sets; default: all that have shipped checkpoints (digits, mnist)."""
+    """Tables by name; default: all of them (digits, mnist)."""
     out: Path = Path("runs/tables")
     """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
@@ -39,7 +39,6 @@ class TablesCommand(DataOptions):
 
 def tables(command: TablesCommand) -> int:
     """Run ``purify tables``; 1 if ``--check`` found a difference."""
-    from purify.data import file_stem
     from purify.eval.baselines import BASELINES, IN_EVERY_TABLE
     from purify.eval.figures import save_figures
     from purify.eval.reference import compare_with_reference, read_reference
@@ -62,7 +61,7 @@ def tables(command: TablesCommand) -> int:
         print(f"\n{table.markdown()}\n")
         written = table.save(command.out)
         if table.reports:
-            written += save_figures(table, command.out, file_stem(name))
+            written += save_figures(table, command.out, spec.stem)
         print("wrote " + ", ".join(str(path) for path in written))
         if command.check and table.reports:
             reference = read_reference(name)

@@ -224,6 +224,25 @@ register(
         eps=0.2,
     )
 )
+register(
+    RobustClassifierRecipe(
+        name="cifar10-robust",
+        dataset="imagefolder:cifar10-jpeg.zip",
+        architecture=ClassifierConfig(model="resnet18", small_stem=True, max_pool=False, blocks=(2, 3, 3, 3)),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        epochs=15,
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        crop=4,
+        flip=True,
+        eps=8 / 255,
+        attack_steps=1,
+        growing=0.1,
+    )
+)
 
 
 def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
@@ -246,3 +265,4 @@ def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
 
 _register_dense("digits-dsae", dncnn=(16, 5))  # as many multiply-accumulates as the DSAE, within 6 %
 _register_dense("mnist-dsae", dncnn=(32, 8))
+_register_dense("cifar10-dsae", dncnn=(48, 8))
