@@ -41,7 +41,7 @@ class SmallMapConv2d(nn.Conv2d):
         ]
         patches = torch.cat(windows, 3).flatten(0, 2)  # (N · h · w, 9 C)
         out = F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)
-        return out.view(len(input), height, width, -1).permute(0, 3, 1, 2)
+        return out.view(input.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
 def speed_up_small_maps(model: nn.Module) -> nn.Module:
