@@ -1,4 +1,4 @@
-"""``purify train``: train what a recipe describes."""
+"""``purify train``: train what a recipe describes, or a purifier for pictures of one's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import tyro
 
 from purify.commands.data_options import DataOptions
+from purify.commands.fit import FitCommand, fit
 from purify.training.catalogue import find_recipe, list_recipes
 from purify.training.recipes import Recipe
 
@@ -40,10 +41,13 @@ class _Training(Generic[_Chosen]):
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Run ``purify train RECIPE [options]``: the options are the fields of the recipe."""
+    """Run ``purify train RECIPE [options]`` (the options are the fields of the recipe), or ``purify train --data …``."""
+    if arguments and arguments[0].startswith(("--data", "--model")):
+        return fit(tyro.cli(FitCommand, args=list(arguments), prog="purify train"))
     if not arguments or arguments[0].startswith("-"):
-        print(f"usage: purify train RECIPE [options]\n\nrecipes: {', '.join(list_recipes())}")
-        print("`purify train RECIPE --help` shows the settings of that recipe.")
+        print("usage: purify train RECIPE [options]\n       purify train --data DATA --model MODEL [--weights FILE] [options]\n")
+        print(f"recipes: {', '.join(list_recipes())}")
+        print("`purify train RECIPE --help` and `purify train --data --help` show the settings.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     default = find_recipe(arguments[0])
 
@@ -57,13 +61,13 @@ def train(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from purify.training.loop import train as fit
+    from purify.training.loop import train as run
     from purify.training.tasks import make_task
 
     if options.threads:
         torch.set_num_threads(options.threads)
     training = options.load(recipe.dataset, "train")
     task = make_task(recipe, training, options.load(recipe.dataset, "val"))
-    path = fit(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
+    path = run(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
     print(f"wrote {path} and its card {path.with_suffix('.json')}")
     return 0

@@ -82,7 +82,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         recipe: all settings.
         data: the training split.
         folder: for ``state.pt``, ``log.jsonl``, and at the end ``<recipe.name>.safetensors`` and its card.
-        quiet: no progress bar.
+        quiet: no progress bar, and no line an epoch.
 
     Under ``torchrun`` each process takes its share of every batch, and the first one validates and writes.
 
@@ -97,7 +97,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     distributed.start()
-    run = _Run(task, recipe, folder)
+    run = _Run(task, recipe, folder, quiet)
     run.resume()
     steps = math.ceil(len(data) / recipe.batch_size)
     with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):
@@ -122,7 +122,10 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                 shown = run.step(*data.batch(mine), share=len(mine) / len(chosen), progress=progress)
                 run.batch += 1
                 bar.update(len(chosen))
-                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
+                done = min(run.batch * recipe.batch_size, len(data))
+                rate = (time.perf_counter() - started) / max(done - first * recipe.batch_size, 1)
+                left = rate * ((recipe.epochs - run.epoch) * len(data) - done)
+                bar.set_postfix({**{k: f"{v:.4g}" for k, v in shown.items()}, "all": tqdm.format_interval(left)}, refresh=False)
                 if distributed.anywhere(interrupted()):
                     run.save()
                     raise TrainingInterruptedError(
@@ -137,8 +140,8 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
 class _Run:
     """The state of one training: weights, average, optimiser, position, history."""
 
-    def __init__(self, task: Task, recipe: Recipe, folder: Path) -> None:
-        self.task, self.recipe, self.folder = task, recipe, folder
+    def __init__(self, task: Task, recipe: Recipe, folder: Path, quiet: bool) -> None:
+        self.task, self.recipe, self.folder, self.quiet = task, recipe, folder, quiet
         self.epoch = self.batch = self.total_steps = 0
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -198,7 +201,8 @@ class _Run:
         every = max(1, self.recipe.epochs // 20)  # validating a very short epoch would cost more than the epoch
         if distributed.is_first() and (self.epoch % every == 0 or self.epoch == self.recipe.epochs):
             figures |= self.task.validate(model)
-            tqdm.write(f"{self.recipe.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+            if not self.quiet:
+                tqdm.write(f"{self.recipe.name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
             reached = figures.get(self.task.criterion or "")
             if reached is not None and (self.best is None or reached >= self.best[1]):
                 self.best = self.epoch, reached, {k: v.clone() for k, v in model.state_dict().items()}

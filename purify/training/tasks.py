@@ -35,8 +35,11 @@ _VALIDATED = 500
 """Images of the validation split on which each epoch is judged."""
 
 
-def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet) -> Task:
-    """The task that a recipe describes, with freshly drawn weights (from the recipe's seed)."""
+def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None) -> Task:
+    """The task that a recipe describes, with freshly drawn weights (from the recipe's seed).
+
+    ``classifier`` ([0, 1] images to logits, in eval mode) takes the place of the checkpoint that a denoising recipe names.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if isinstance(recipe, RobustClassifierRecipe):
@@ -44,9 +47,9 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet) -> Task:
         if isinstance(recipe, ClassifierRecipe):
             return ClassifierTask(recipe, training, validation)
         if isinstance(recipe, PurifierRecipe):
-            return PurifierTask(recipe, training, validation)
+            return PurifierTask(recipe, training, validation, classifier)
         if isinstance(recipe, DenoiserRecipe):
-            return DenoiserTask(recipe, training, validation)
+            return DenoiserTask(recipe, training, validation, classifier)
         if isinstance(recipe, RobustRecipe):
             return RobustTask(recipe, training, validation)
     raise TypeError(f"no task for a {type(recipe).__name__}")
@@ -110,17 +113,17 @@ class RobustClassifierTask(ClassifierTask):
 class DenoisingTask(Task):
     """What all denoisers share: noisy and attacked images, the frozen classifier, pixel error and agreement."""
 
-    def __init__(self, recipe: DenoisingRecipe, channels: int, training: ImageSet, validation: ImageSet) -> None:
+    def __init__(
+        self,
+        recipe: DenoisingRecipe,
+        channels: int,
+        training: ImageSet,
+        validation: ImageSet,
+        classifier: nn.Module | None = None,
+    ) -> None:
         self.denoising, self.shape = recipe, training.image_shape
         _check_shape(recipe.name, "architecture.channels", channels, training)
-        self.classifier = load_classifier(_beside(recipe.classifier)).requires_grad_(False)
-        self.classifier.to(memory_format=torch.channels_last)
-        expected = read_card(_beside(recipe.classifier)).image_shape
-        if expected[0] != training.image_shape[0]:
-            raise ValueError(
-                f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
-                f"data set {training.name} has {training.image_shape[0]}"
-            )
+        self.classifier = _named_classifier(recipe, training) if classifier is None else classifier.requires_grad_(False)
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
 
@@ -174,8 +177,10 @@ class PurifierTask(DenoisingTask):
     loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
     """
 
-    def __init__(self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet) -> None:
-        super().__init__(recipe, recipe.architecture.channels, training, validation)
+    def __init__(
+        self, recipe: PurifierRecipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None
+    ) -> None:
+        super().__init__(recipe, recipe.architecture.channels, training, validation, classifier)
         self.recipe = recipe
         self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
         self.fired = torch.zeros(recipe.architecture.units, dtype=torch.bool)
@@ -239,8 +244,10 @@ class DenoiserTask(DenoisingTask):
     loss = w_p · ½‖x̂ − x‖² / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ).
     """
 
-    def __init__(self, recipe: DenoiserRecipe, training: ImageSet, validation: ImageSet) -> None:
-        super().__init__(recipe, recipe.architecture.channels, training, validation)
+    def __init__(
+        self, recipe: DenoiserRecipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None
+    ) -> None:
+        super().__init__(recipe, recipe.architecture.channels, training, validation, classifier)
         self.recipe = recipe
         self.model: Denoiser = build_denoiser(recipe.architecture)
 
@@ -259,6 +266,18 @@ class DenoiserTask(DenoisingTask):
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
         return describe(model, self.recipe, "denoiser", self.shape)
+
+
+def _named_classifier(recipe: DenoisingRecipe, training: ImageSet) -> nn.Module:
+    """The classifier that the recipe names, frozen."""
+    expected = read_card(_beside(recipe.classifier)).image_shape
+    if expected[0] != training.image_shape[0]:
+        raise ValueError(
+            f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
+            f"data set {training.name} has {training.image_shape[0]}"
+        )
+    classifier: nn.Module = load_classifier(_beside(recipe.classifier)).requires_grad_(False)
+    return classifier
 
 
 def _beside(classifier: str) -> str | Path:

@@ -1,0 +1,61 @@
+"""``purify train --data … --model …``: a purifier for one's own classifier and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from purify.commands.data_options import DataOptions
+
+__all__ = ["FitCommand", "fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitCommand(DataOptions):
+    """A purifier for a classifier and pictures of your own; `purify train RECIPE` makes the shipped ones."""
+
+    data: str
+    """imagefolder:PATH (a folder or a zip of one), or any other data set."""
+    model: str
+    """Name of a torchvision classifier, or name or path of a classifier's checkpoint."""
+    weights: str = ""
+    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
+    eps: float | None = None
+    """L∞ radius of the attacks to learn from and to be measured by; default: 0.2 for grey images, 8/255 for coloured ones."""
+    epochs: int | None = None
+    """Passes through the images; default: so many that the optimiser takes 1,500 steps."""
+    images: int = 100
+    """The first so many test images make the table at the end."""
+    out: Path | None = None
+    """Folder of the run and the checkpoint; default: runs/train/DATA. A run found there goes on."""
+    seed: int = 0
+    """Of all randomness."""
+    quiet: bool = False
+    """No progress bars, no table."""
+
+
+def fit(command: FitCommand) -> int:
+    """Run ``purify train --data … --model …``."""
+    from purify.checkpoint import load_classifier
+    from purify.data import file_stem
+    from purify.fitting import fit_to
+    from purify.pretrained import load_torchvision
+
+    classifier = load_torchvision(command.model, command.weights) if command.weights else load_classifier(command.model)
+    training, validation, test = (command.load(command.data, split) for split in ("train", "val", "test"))
+    out = command.out or Path("runs/train") / file_stem(command.data)
+    fit_to(
+        classifier,
+        training,
+        validation,
+        test,
+        eps=command.eps,
+        epochs=command.epochs,
+        folder=out,
+        seed=command.seed,
+        tested=command.images,
+        quiet=command.quiet,
+    )
+    if command.quiet:
+        print(f"wrote {out}")
+    return 0

@@ -1,0 +1,208 @@
+"""A purifier for one's own classifier and pictures, in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purify.attacks import ThreatModel
+from purify.autoencoder import DenoisingSparseAutoencoder, DSAEConfig
+from purify.checkpoint import load
+from purify.classifier import PurifiedClassifier, wrap
+from purify.data import ImageSet, Split, split_indices
+from purify.eval.evaluate import Settings, evaluate
+from purify.eval.report import Report
+from purify.images import check_images, check_labels
+from purify.training.loop import train
+from purify.training.recipes import PurifierRecipe
+from purify.training.tasks import make_task
+
+__all__ = ["Fitted", "fit", "fit_to", "suggest_recipe"]
+
+_STEPS = 1500
+"""Of the optimiser, unless the caller says how many epochs."""
+_SHARES = (0.8, 0.08, 0.12)
+"""Training, validation and test part of images that come without parts."""
+_ASKED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit` made."""
+
+    purifier: DenoisingSparseAutoencoder
+    defended: PurifiedClassifier
+    """The purifier before the classifier."""
+    report: Report
+    """Clean, oblivious and adaptive accuracy and margins on images held out; ``print(fitted.report.table())``."""
+    path: Path
+    """Of the checkpoint: ``purify.load(path)`` brings the purifier back."""
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    weights: Any = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    eps: float | None = None,
+    epochs: int | None = None,
+    folder: str | Path = "runs/fit",
+    seed: int = 0,
+    quiet: bool = False,
+) -> Fitted:
+    """Train a denoising purifier for ``model`` on ``images``, and measure the pair on images held out.
+
+    It learns to undo noise and attacks that were made on the bare classifier: the oblivious figure of the table is what to expect
+    of an attacker who does not know the purifier, the adaptive one of an attacker who does. The same call goes on where
+    an interrupted one stopped.
+
+    Args:
+        model: any classifier, in eval mode; it stays as it is.
+        images: (N, C, H, W), uint8 or in [0, 1]; a few hundred are enough for photographs, a thousand or more for small images.
+        labels: (N,); None: what the classifier itself says of them, and accuracies are then agreement with that.
+        weights: normalisation of the classifier, or ``mean`` and ``std``: see ``purify.wrap``.
+        mean: see ``weights``.
+        std: see ``weights``.
+        eps: L∞ radius of the attacks to learn from and to be measured by; None: 0.2 for grey images, 8/255 for coloured ones.
+        epochs: passes through the images; None: so many that the optimiser takes 1,500 steps.
+        folder: of the run and the checkpoint.
+        seed: of all randomness.
+        quiet: neither progress bar nor table.
+
+    Raises:
+        TypeError, ValueError: images or labels are not what they should be, or the folder holds a run with other settings.
+
+    >>> import purify, tempfile
+    >>> images, labels = purify.load_dataset("digits", "train").first(300).batch(slice(None))
+    >>> victim = purify.load_classifier("digits-shufflenet")
+    >>> fitted = fit(victim, images, labels, epochs=1, folder=tempfile.mkdtemp(), quiet=True)
+    >>> fitted.defended(images[:2]).shape
+    torch.Size([2, 10])
+    """
+    pixels = _as_bytes(images)
+    whole = wrap(model, nn.Identity(), weights=weights, mean=mean, std=std)
+    if labels is None:
+        labels, classes = _ask(whole, pixels)
+    else:
+        check_labels(labels, images)
+        classes = int(labels.max()) + 1
+    parts = split_indices(labels, _SHARES)
+    names = tuple(map(str, range(classes)))
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    training, validation, test = (
+        ImageSet("images", split, pixels[part], labels[part], names) for split, part in zip(splits, parts, strict=True)
+    )
+    return fit_to(whole.classifier, training, validation, test, eps=eps, epochs=epochs, folder=folder, seed=seed, quiet=quiet)
+
+
+def fit_to(
+    classifier: nn.Module,
+    training: ImageSet,
+    validation: ImageSet,
+    test: ImageSet,
+    *,
+    eps: float | None = None,
+    epochs: int | None = None,
+    folder: str | Path = "runs/fit",
+    seed: int = 0,
+    tested: int = 100,
+    quiet: bool = False,
+) -> Fitted:
+    """The same for a data set with parts, and a classifier with its normalisation inside ([0, 1] images to logits).
+
+    Args:
+        classifier: in eval mode; it stays as it is.
+        training: images to learn from.
+        validation: images by which each epoch is judged.
+        test: images for the table.
+        eps: see :func:`fit`.
+        epochs: see :func:`fit`.
+        folder: see :func:`fit`.
+        seed: see :func:`fit`.
+        tested: how many test images the table takes.
+        quiet: see :func:`fit`.
+    """
+    recipe = suggest_recipe(training, eps=eps, epochs=epochs, seed=seed)
+    learnt = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    try:
+        path = train(make_task(recipe, training, validation, classifier), recipe, training, folder, quiet=quiet)
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+    purifier = load(path)
+    defended = wrap(classifier, purifier)
+    report = evaluate(
+        defended,
+        test.first(tested),
+        None,
+        ThreatModel("linf", recipe.eps[1]),
+        settings=Settings(norm_images=0, check_images=0, pictures=0, seed=seed),
+        name=recipe.name,
+        about={"data": test.name, "purifier": str(path)},
+        quiet=quiet,
+    )
+    if not quiet:
+        print(f"\n{report.table()}\n\nwrote {path} and its card {path.with_suffix('.json')}")
+    return Fitted(purifier, defended, report, path)
+
+
+def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int | None = None, seed: int = 0) -> PurifierRecipe:
+    """Settings for images of this size and these channels, those of the shipped purifiers where there is a like one.
+
+    >>> from purify import load_dataset
+    >>> suggest_recipe(load_dataset("digits", "train")).architecture.units
+    32
+    """
+    channels, height, width = training.image_shape
+    side, colour = min(height, width), channels > 1
+    if side <= 16:
+        architecture = DSAEConfig(channels=channels, units=32 * channels, atom=4, stride=2, width=32, depth=2)
+    elif side <= 64:
+        units, wide = (192, 96) if colour else (96, 64)
+        architecture = DSAEConfig(channels=channels, units=units, atom=6, stride=2, width=wide, depth=3)
+    else:  # a quarter of the resolution
+        architecture = DSAEConfig(channels=channels, units=128, atom=8, stride=4, width=64, depth=4)
+    batch = 128 if side <= 64 else 16
+    steps = math.ceil(len(training) / batch)
+    strength = eps if eps is not None else (8 / 255 if colour else 0.2)
+    return PurifierRecipe(
+        name="fitted-dsae",
+        dataset=training.name,
+        classifier="given",
+        architecture=architecture,
+        epochs=epochs or max(2, math.ceil(_STEPS / steps)),
+        batch_size=batch,
+        flip=colour,
+        noise=min(2.0 * strength, 0.4),
+        attack_steps=3,
+        eps=(strength / 2, strength),
+        l1=0.04 if not colour else 0.02,
+        seed=seed,
+    )
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W)."""
+    if images.dtype == torch.uint8:
+        if images.ndim != 4 or len(images) == 0:
+            raise ValueError(f"expected images (N, C, H, W), got shape {tuple(images.shape)}")
+        return images
+    check_images(images)
+    return (images * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def _ask(classifier: nn.Module, pixels: Tensor) -> tuple[Tensor, int]:
+    """What the classifier says, and how many classes it knows."""
+    pieces = [pixels[start : start + _ASKED_AT_ONCE] for start in range(0, len(pixels), _ASKED_AT_ONCE)]
+    logits = torch.cat([classifier(piece.float() / 255) for piece in pieces])
+    return logits.argmax(1), logits.shape[1]

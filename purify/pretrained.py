@@ -1,0 +1,76 @@
+"""Torchvision classifiers with weights from a file or from torchvision, ready to stand behind a purifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from purify.normalization import Normalize, NormalizedClassifier
+
+__all__ = ["load_torchvision"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load_torchvision(model: str, weights: str | Path) -> NormalizedClassifier:
+    """A torchvision classifier in eval mode, normalisation inside: images (N, 3, H, W) in [0, 1] to logits (N, classes).
+
+    The normalisation is that of the model's own torchvision weights; the number of classes is what the file holds.
+
+    Args:
+        model: name in ``torchvision.models``.
+        weights: a state dict (``*.safetensors``, or a ``torch.save`` file without code), or the name of one of torchvision's
+            own weights such as ``DEFAULT``, which torchvision downloads.
+
+    Raises:
+        ValueError: unknown model or weights, or a state dict of another model.
+        FileNotFoundError: no such file.
+
+    >>> load_torchvision("resnet18", "nowhere.safetensors")
+    Traceback (most recent call last):
+    FileNotFoundError: no weights file nowhere.safetensors
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model not in known:
+        raise ValueError(f"torchvision has no classifier {model!r}; known: {', '.join(known)}")
+    shipped = torchvision.models.get_model_weights(model)
+    path = Path(weights)
+    if path.suffix:
+        if not path.exists():
+            raise FileNotFoundError(f"no weights file {path}")
+        network: nn.Module = _from_file(model, path)
+        transform = next(iter(shipped)).transforms()
+    else:
+        if str(weights) not in shipped.__members__:
+            names = ", ".join(shipped.__members__)
+            raise ValueError(f"expected a weights file or one of {names} for {model}, got {str(weights)!r}")
+        chosen = shipped[str(weights)]
+        network, transform = torchvision.models.get_model(model, weights=chosen), chosen.transforms()
+    mean, std = getattr(transform, "mean", _IMAGENET[0]), getattr(transform, "std", _IMAGENET[1])
+    return NormalizedClassifier(network, Normalize(mean, std)).eval()
+
+
+def _from_file(model: str, path: Path) -> nn.Module:
+    safe = path.suffix == ".safetensors"
+    state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} is no state dict: expected names and tensors")
+    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=_classes(model, state))
+    lacking = [name for name, value in network.state_dict().items() if name not in state or state[name].shape != value.shape]
+    if lacking:
+        more = f", nor {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        raise ValueError(f"{path} does not hold the weights of {model}: it has no {lacking[0]} of its shape{more}")
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False)
+    return network
+
+
+def _classes(model: str, state: dict[str, Tensor]) -> int:
+    """How many the state dict knows: the length of the parameter that alone depends on their number."""
+    with torch.device("meta"):
+        one, other = (torchvision.models.get_model(model, weights=None, num_classes=n).state_dict() for n in (3, 5))
+    changes = [name for name, value in one.items() if value.shape != other[name].shape]
+    return len(state[changes[-1]]) if changes and changes[-1] in state else 1000

@@ -1,0 +1,126 @@
+"""A purifier for one's own classifier and pictures: from Python and on the command line, whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import purify
+from purify.cli import main
+from purify.fitting import suggest_recipe
+
+
+def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = purify.load_dataset("digits", "train").batch(slice(None))
+    victim.requires_grad_(True)
+    before = {name: value.clone() for name, value in victim.state_dict().items()}
+    fitted = purify.fit(victim, images, labels, eps=0.15, epochs=12, folder=tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in victim.state_dict().items())
+    assert all(parameter.requires_grad for parameter in victim.parameters())
+    report = fitted.report
+    assert report.clean.share > 0.6  # a twelfth of the epochs of the shipped one
+    assert report.oblivious["PGD"].share > report.undefended["PGD"].share + 0.3
+    assert report.adaptive.n == 100
+    assert torch.equal(purify.load(fitted.path)(images[:4]), fitted.purifier(images[:4]))
+    assert "| fitted-dsae |" in capsys.readouterr().out
+
+
+def test_labels_are_the_classifiers_own_where_none_are_given(tmp_path: Path, victim: nn.Module) -> None:
+    images = purify.load_dataset("digits", "train").first(200).batch(slice(None))[0]
+    pixels = (images * 255).round().to(torch.uint8)
+    fitted = purify.fit(victim, pixels, epochs=1, folder=tmp_path, quiet=True)
+    assert fitted.report.undefended_clean.share == 1.0  # agreement with itself
+
+
+def pictures(folder: Path, images: Tensor, labels: Tensor) -> None:
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        place = folder / "ab"[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(place / f"{number}.png")
+
+
+def test_command_line_on_a_small_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    images = torch.rand(60, 3, 24, 24, generator=generator) * 0.4
+    images[:, 0] += 0.5 * labels.view(-1, 1, 1)  # one class is redder
+    pictures(tmp_path / "pictures", images, labels)
+    torch.manual_seed(0)
+    import torchvision
+
+    save_file(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / "weights.safetensors")
+    command = ["train", "--data", f"imagefolder:{tmp_path / 'pictures'}", "--model", "squeezenet1_1"]
+    command += [
+        "--weights",
+        str(tmp_path / "weights.safetensors"),
+        "--epochs",
+        "1",
+        "--images",
+        "6",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "oblivious" in out
+    assert "adaptive" in out
+    assert f"wrote {tmp_path / 'run' / 'fitted-dsae.safetensors'}" in out
+    assert purify.load(tmp_path / "run" / "fitted-dsae.safetensors").config.channels == 3
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="N, C, H, W"):
+        purify.fit(victim, torch.zeros(4, 8, 8, dtype=torch.uint8), quiet=True)
+    with pytest.raises(ValueError, match="torchvision has no classifier 'resnet'"):
+        purify.load_torchvision("resnet", "x.safetensors")
+    with pytest.raises(ValueError, match="expected a weights file or one of IMAGENET1K_V1.* got 'BEST'"):
+        purify.load_torchvision("resnet18", "BEST")
+    save_file({"fc.weight": torch.zeros(7, 512)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not hold the weights of resnet18: it has no conv1.weight of its shape, nor"):
+        purify.load_torchvision("resnet18", tmp_path / "other.safetensors")
+    assert main(["train", "--data", "digits", "--model", "nonesuch"]) == 1
+    assert "unknown checkpoint 'nonesuch'" in capsys.readouterr().err
+
+
+def test_the_number_of_classes_is_read_from_the_weights(tmp_path: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
+    save_file(network.state_dict(), tmp_path / "seven.safetensors")
+    torch.save(network.state_dict(), tmp_path / "seven.pt")
+    x = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        for file in ("seven.safetensors", "seven.pt"):
+            torch.testing.assert_close(
+                purify.load_torchvision("mobilenet_v3_small", tmp_path / file)(x), network((x - mean) / std)
+            )
+
+
+def test_recipes_follow_the_images() -> None:
+    def images(channels: int, side: int, n: int = 400) -> purify.data.ImageSet:
+        pixels = torch.zeros(n, channels, side, side, dtype=torch.uint8)
+        return purify.data.ImageSet("x", "train", pixels, torch.zeros(n, dtype=torch.int64), ("a",))
+
+    grey, small, photographs = (suggest_recipe(images(*size)) for size in ((1, 28), (3, 32), (3, 224)))
+    assert grey.architecture == purify.load("mnist-dsae").config
+    assert grey.eps[1] == 0.2
+    assert small.architecture.channels == 3
+    assert small.eps[1] == pytest.approx(8 / 255)
+    assert photographs.architecture.stride == 4
+    assert photographs.epochs == 60  # 1,500 steps of 16 images
+    assert suggest_recipe(images(1, 28), epochs=3, eps=0.1).epochs == 3
+
+
+def test_the_defence_alone_loads_no_attacks() -> None:
+    code = "import sys, purify; assert not any(m.startswith(('purify.attacks', 'purify.eval')) for m in sys.modules); purify.fit"
+    subprocess.run([sys.executable, "-c", code], check=True)
