@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
+
+from purify.picture import read_picture
 
 __all__ = ["ImagePool", "read_image_folder"]
 
@@ -51,9 +52,10 @@ def read_image_folder(
 ) -> ImagePool:
     """Decode ``[part/]class/file`` images below ``source``, a folder or a zip (read in place, never unpacked).
 
-    Labels follow the alphabetical order of the class folders, or the order of ``class_list``. Colour images become RGB,
-    pictures that are all grey stay one-channel. A zip's decoded pixels are kept under ``cache`` for the next time.
-    A file that cannot be read is named in a warning, skipped and listed in the result.
+    Labels follow the alphabetical order of the class folders, or the order of ``class_list``. Pictures of any kind are read as
+    :func:`purify.picture.read_picture` says; where all of them are grey, the images have one channel, else three.
+    A zip's decoded pixels are kept under ``cache`` for the next time. A file that cannot be read is named in a warning, skipped
+    and listed in the result.
 
     Raises:
         ValueError: no image at all, images of several sizes without ``size``, or a class folder not in ``class_list``.
@@ -110,7 +112,7 @@ def _decode_all(
         try:
             arrays.append(_decode(read(name), size))
             kept.append(name)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             skipped.append(f"{name}: {error}")
             logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
     if not arrays:
@@ -132,8 +134,7 @@ def _decode_all(
 
 
 def _decode(raw: bytes, size: int | None) -> np.ndarray:
-    with Image.open(io.BytesIO(raw)) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened).convert("RGB")
+    picture = read_picture(raw).convert("RGB")
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)  # resize the short side, crop the centre
-    return np.asarray(image)
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)  # resize the short side, crop the centre
+    return np.asarray(picture)
