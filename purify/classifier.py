@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from purify.checkpoint import load
 from purify.images import check_images
-from purify.normalization import Normalize, NormalizedClassifier
+from purify.normalization import Normalize, NormalizedClassifier, built_in_normalisation
+from purify.preprocessing import Picture, Preprocessing, preprocessing_of
 
 __all__ = ["PurifiedClassifier", "wrap"]
 
@@ -23,11 +23,19 @@ class PurifiedClassifier(nn.Module):
     Made by :func:`wrap`. Gradients flow through all of it. ``validate=False`` spares the check of the input.
     """
 
-    def __init__(self, model: nn.Module, purifier: nn.Module, normalize: nn.Module | None, validate: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        purifier: nn.Module,
+        normalize: nn.Module | None,
+        validate: bool = True,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         super().__init__()
         self.purifier = purifier
         self.classifier = NormalizedClassifier(model, normalize)
         self.validate = validate
+        self.preprocessing = preprocessing
         self.training = model.training  # the parts keep the mode they came in
         if model.training:
             warnings.warn(
@@ -57,8 +65,38 @@ class PurifiedClassifier(nn.Module):
         logits: Tensor = self.classifier(images)
         return logits
 
+    def preprocess(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures of any size as the classifier's weights want them: ``defended(defended.preprocess(picture))``.
+
+        They are resized and cropped by the weights' own transform (interpolation, antialiasing), without its normalisation, which
+        happens after the purifier.
+
+        Args:
+            pictures: a PIL image, a uint8 tensor (C, H, W) or (N, C, H, W) (or a float one in [0, 1]), the path of a file, or a
+                list of these, of any sizes; kinds of pictures are dealt with as :func:`purify.picture.plain_picture` says.
+
+        Returns:
+            Images (N, C, H, W) in [0, 1], on the device and in the dtype of this module.
+
+        Raises:
+            ValueError: no ``weights`` were given to :func:`wrap`; or as for :class:`purify.preprocessing.Preprocessing`.
+            TypeError: something else than pictures.
+        """
+        if self.preprocessing is None:
+            raise ValueError(
+                "this classifier was wrapped without weights, so nothing says how its pictures are resized and cropped: "
+                "use wrap(model, purifier, weights=…), or pass images (N, C, H, W) in [0, 1] of the right size"
+            )
+        images = self.preprocessing(pictures)
+        own = self._own(images)
+        return images.to(own.device, own.dtype)
+
+    def _own(self, images: Tensor) -> Tensor:
+        """A floating tensor on this module's device and in its dtype; the images themselves where there are no parameters."""
+        return next((p for p in self.parameters() if p.is_floating_point()), images)
+
     def _check_dtype(self, images: Tensor) -> None:
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), images.dtype)
+        own = self._own(images).dtype
         if own != images.dtype and not torch.is_autocast_enabled(images.device.type):
             raise TypeError(f"the images are {images.dtype} and the model is {own}; convert one of them: images.to({own})")
 
@@ -81,16 +119,23 @@ def wrap(
     Neither module is copied or changed, and the training mode of both stays as it is.
 
     Args:
-        model: any classifier; its normalisation comes from ``weights``, or ``mean`` and ``std``, or is inside it already.
+        model: any classifier that gives logits, or an object with ``.logits`` (transformers). Its normalisation comes from
+            ``weights``, or ``mean`` and ``std``, or is inside it already.
         purifier: any module from images to images of the same shape, or the name or path of a checkpoint.
-        weights: a member of a torchvision weights enum, or its full name such as ``"ResNet50_Weights.DEFAULT"``.
+        weights: where normalisation and :meth:`PurifiedClassifier.preprocess` come from. For torchvision a member of a weights
+            enum, or its full name such as ``"ResNet50_Weights.DEFAULT"``; for timm ``model.pretrained_cfg``; for transformers
+            the image processor.
         mean: for each channel, in units of [0, 1].
         std: for each channel, in units of [0, 1].
         validate: check each input (shape, dtype, range) and say what came instead.
 
+    Warns:
+        UserWarning: the normalisation that was given, or that none was, disagrees with what is seen of the model: it normalises
+            inside already, or its ``transform_input`` (inception_v3, googlenet) or ``pretrained_cfg`` (timm) says otherwise.
+
     Raises:
-        ValueError: ``mean`` without ``std`` (or the reverse), either of them beside ``weights``, or weights whose
-            transform names no mean and std.
+        ValueError: ``mean`` without ``std`` (or the reverse), either of them beside ``weights``, or weights that name no mean
+            and std.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     >>> defended = wrap(model, nn.Identity(), mean=(0.5,), std=(0.5,))
@@ -99,19 +144,55 @@ def wrap(
     """
     if isinstance(purifier, str):
         purifier = load(purifier)
-    return PurifiedClassifier(model, purifier, _normalisation(weights, mean, std), validate)
-
-
-def _normalisation(weights: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize | None:
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
-    if weights is None:
-        return None if mean is None or std is None else Normalize(mean, std)
-    if mean is not None:
+    if weights is not None and mean is not None:
         raise ValueError("give either weights or mean and std, not both")
-    if isinstance(weights, str):
-        weights = torchvision.models.get_weight(weights)
-    transform = weights.transforms() if hasattr(weights, "transforms") else None
-    if transform is None or not hasattr(transform, "mean") or not hasattr(transform, "std"):
-        raise ValueError(f"expected a member of a torchvision weights enum, got {weights!r}; or give mean and std")
-    return Normalize(transform.mean, transform.std)
+    preprocessing = preprocessing_of(weights) if weights is not None else None
+    if preprocessing is not None:
+        mean, std = preprocessing.mean, preprocessing.std
+    normalize = None if mean is None or std is None else Normalize(mean, std)
+    for doubt in _doubts(model, normalize, preprocessing):
+        warnings.warn(doubt, UserWarning, stacklevel=2)
+    return PurifiedClassifier(model, purifier, normalize, validate, preprocessing)
+
+
+_IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _doubts(model: nn.Module, normalize: Normalize | None, preprocessing: Preprocessing | None) -> Iterator[str]:
+    """Where the model and what was said of its normalisation disagree, as far as can be seen."""
+    inside = built_in_normalisation(model)
+    if inside is not None and normalize is not None:
+        yield (
+            f"the images would be normalised twice: by {normalize!r}, as given, and by the model's own {inside}; "
+            "wrap it without weights, mean and std, or wrap the part of it that takes normalised images"
+        )
+    transforms = getattr(model, "transform_input", None)  # torchvision's inception_v3 and googlenet, ImageNet's to their own
+    if transforms is True and (normalize is None or not _same(normalize, _IMAGENET)):
+        yield (
+            f"the model's transform_input=True expects images with ImageNet's normalisation, {_IMAGENET!r}, and gets "
+            f"{normalize or 'none'}; give its torchvision weights, or build it with transform_input=False"
+        )
+    if transforms is False and preprocessing is not None and normalize is not None and _same(normalize, _IMAGENET):
+        yield (
+            "the weights of this model were trained with transform_input=True, and it has transform_input=False; "
+            "set model.transform_input = True, or give mean and std if it was trained otherwise"
+        )
+    config = getattr(model, "pretrained_cfg", None)  # timm's
+    if isinstance(config, Mapping) and config.get("mean") and config.get("std"):
+        own = Normalize(config["mean"], config["std"])
+        if normalize is None and inside is None:
+            yield (
+                f"the model's pretrained_cfg says {own!r}, and no normalisation was given; give weights=model.pretrained_cfg, "
+                "or mean=(0, 0, 0) and std=(1, 1, 1) if it takes images in [0, 1]"
+            )
+        elif preprocessing is not None and normalize is not None and not _same(normalize, own):
+            yield (
+                f"the weights say {normalize!r} and the model's pretrained_cfg says {own!r}; give weights=model.pretrained_cfg, "
+                "or mean and std if you know better"
+            )
+
+
+def _same(one: Normalize, other: Normalize) -> bool:
+    return repr(one) == repr(other)  # to four decimals

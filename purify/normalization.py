@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Normalize", "NormalizedClassifier"]
+__all__ = ["Normalize", "NormalizedClassifier", "built_in_normalisation", "logits_of"]
 
 
 class Normalize(nn.Module):
@@ -34,7 +35,10 @@ class Normalize(nn.Module):
 
 
 class NormalizedClassifier(nn.Module):
-    """A classifier with its normalisation inside: images (N, C, H, W) in [0, 1] to logits (N, classes)."""
+    """A classifier with its normalisation inside: images (N, C, H, W) in [0, 1] to logits (N, classes).
+
+    The model may give the logits themselves, or an object that has them as ``.logits`` (:func:`logits_of`).
+    """
 
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None) -> None:
         super().__init__()
@@ -43,9 +47,59 @@ class NormalizedClassifier(nn.Module):
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        logits: Tensor = self.model(self.normalize(images))
+        """Logits (N, classes).
+
+        Raises:
+            TypeError: the model gave neither a tensor nor an object with ``.logits``.
+        """
+        return logits_of(self.model(self.normalize(images)))
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a classifier gave: a tensor as it is, or the tensor ``.logits`` of an object.
+
+    Models of transformers give such objects, and so do torchvision's inception_v3 and googlenet in training mode.
+
+    Raises:
+        TypeError: neither; the message names what came.
+
+    >>> logits_of({"scores": torch.zeros(1, 3)})
+    Traceback (most recent call last):
+    TypeError: expected logits (N, classes) from the classifier, ... got a dict with the keys 'scores'; ...
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
         return logits
+    raise TypeError(
+        "expected logits (N, classes) from the classifier, as a tensor or as .logits of an object, got "
+        f"{_in_words(output)}; wrap the model in a module whose forward returns the logits alone"
+    )
+
+
+def built_in_normalisation(model: nn.Module) -> str | None:
+    """What normalises the images inside ``model`` already, in words, where that can be seen; else None.
+
+    Seen is any layer with a ``mean`` and a ``std`` and neither parts nor parameters: :class:`Normalize`, torchvision's, kornia's.
+
+    >>> built_in_normalisation(nn.Sequential(Normalize((0.5,), (0.5,)), nn.Flatten()))
+    'Normalize(mean=(0.5,), std=(0.5,))'
+    """
+    for layer in model.modules():
+        bare = not any(True for _ in layer.children()) and not any(True for _ in layer.parameters())
+        if bare and hasattr(layer, "mean") and hasattr(layer, "std"):
+            return repr(layer)
+    return None
+
+
+def _in_words(output: Any) -> str:
+    name = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"a {name} with the keys {', '.join(repr(key) for key in output)}"
+    if isinstance(output, (tuple, list)):
+        return f"a {name} of {len(output)} ({', '.join(type(part).__name__ for part in output)})"
+    return f"a {name}"
 
 
 def _short(values: Tensor) -> tuple[float, ...]:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+import torchvision.transforms.v2
+from test_preprocessing import small
 from torch import Tensor, nn
 from torchvision import models
 
 import purify
 from purify.normalization import Normalize
 
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
+FAMILIES: dict[str, Callable[[], nn.Module]] = {  # test_model_zoo.py has them all, at their own size
     "resnet": lambda: models.resnet18(num_classes=5),
-    "vgg": lambda: models.vgg11(num_classes=5),
-    "densenet": lambda: models.densenet121(num_classes=5),
     "mobilenet": lambda: models.mobilenet_v3_small(num_classes=5),
-    "efficientnet": lambda: models.efficientnet_b0(num_classes=5),
-    "convnext": lambda: models.convnext_tiny(num_classes=5),
     "vit": lambda: models.VisionTransformer(64, 16, 2, 4, 64, 128, num_classes=5),
     "swin": lambda: models.swin_t(num_classes=5),
-    "regnet": lambda: models.regnet_y_400mf(num_classes=5),
-    "shufflenet": lambda: models.shufflenet_v2_x0_5(num_classes=5),
-    "squeezenet": lambda: models.squeezenet1_1(num_classes=5),
     "maxvit": lambda: models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 16, 0.1, num_classes=5),
-    "googlenet": lambda: models.googlenet(num_classes=5, aux_logits=False, init_weights=False),
-    "mnasnet": lambda: models.mnasnet0_5(num_classes=5),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -151,7 +148,7 @@ def test_bad_input(defended: purify.PurifiedClassifier) -> None:
         ({"mean": MEAN}, "belong together"),
         ({"std": STD}, "belong together"),
         ({"mean": MEAN, "std": STD, "weights": "ResNet50_Weights.DEFAULT"}, "not both"),
-        ({"weights": 3}, "weights enum, got 3"),
+        ({"weights": 3}, "weights enum.*got 3"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
         ({"mean": (0.5,), "std": (0.1, 0.2)}, "one mean and one std"),
     ],
@@ -165,3 +162,103 @@ def test_normalize_follows_the_input() -> None:
     normalize = Normalize((0.5,), (0.25,))
     assert normalize(torch.ones(1, 1, 2, 2, dtype=torch.float16)).dtype == torch.float16
     assert normalize(torch.ones(1, 1, 2, 2, device="meta")).device.type == "meta"
+
+
+# Models whose output is not a tensor
+
+
+@dataclass
+class Answer:
+    logits: Any = None
+    scores: Any = None
+
+
+class Gives(nn.Module):
+    """A classifier that gives its logits in some wrapping."""
+
+    def __init__(self, wrapping: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.wrapping = wrapping
+
+    def forward(self, images: Tensor) -> Any:
+        return self.wrapping(images.mean((2, 3)))
+
+
+def test_logits_of_an_object() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    named = namedtuple("named", "logits aux")
+    for wrapping in (lambda z: Answer(logits=z), lambda z: named(z, None)):
+        defended = purify.wrap(Gives(wrapping).eval(), nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1))
+        assert torch.equal(defended(x), x.mean((2, 3)))
+        assert torch.equal(defended.undefended(x), x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("wrapping", "says"),
+    [
+        (lambda z: {"scores": z, "boxes": z}, "a dict with the keys 'scores', 'boxes'"),
+        (lambda z: (z, z, None), r"a tuple of 3 \(Tensor, Tensor, NoneType\)"),
+        (lambda z: [z], r"a list of 1 \(Tensor\)"),
+        (lambda z: Answer(scores=z), "an? Answer"),
+        (lambda z: None, "a NoneType"),
+    ],
+)
+def test_what_gives_no_logits_is_named(wrapping: Callable[[Tensor], Any], says: str) -> None:
+    defended = purify.wrap(Gives(wrapping).eval(), nn.Identity())
+    with pytest.raises(TypeError, match=f"expected logits.*got {says}; wrap the model in a module"):
+        defended(torch.rand(2, 3, 8, 8))
+
+
+# Normalisation given twice, or otherwise than the model has it
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(Normalize(MEAN, STD), small()),
+        nn.Sequential(torchvision.transforms.Normalize(MEAN, STD), small()),
+        nn.Sequential(nn.Sequential(torchvision.transforms.v2.Normalize(MEAN, STD)), small()),
+        purify.NormalizedClassifier(small(), Normalize(MEAN, STD)),
+        purify.wrap(small(), nn.Identity(), mean=MEAN, std=STD),
+    ],
+    ids=["ours", "torchvision", "v2", "NormalizedClassifier", "wrapped already"],
+)
+def test_normalising_twice_is_warned_of(model: nn.Module) -> None:
+    model.eval()
+    with pytest.warns(UserWarning, match=r"normalised twice: by Normalize\(mean=\(0.485.*wrap it without weights"):
+        purify.wrap(model, nn.Identity(), weights="ResNet18_Weights.DEFAULT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purify.wrap(model, nn.Identity())
+        purify.wrap(small(), nn.Identity(), weights="ResNet18_Weights.DEFAULT")
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_transform_input(name: str) -> None:
+    """These two turn ImageNet's normalisation into their own, and do so only where they are told."""
+    weights = models.get_model_weights(name).DEFAULT
+    build = models.get_model_builder(name)
+    model = build(init_weights=False, transform_input=True, num_classes=5, aux_logits=False).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped = purify.wrap(model, nn.Identity(), weights=weights)
+    side = weights.transforms().crop_size[0]
+    x = torch.rand(1, 3, side, side)
+    expected = model(torchvision.transforms.functional.normalize(x, MEAN, STD))
+    assert torch.allclose(wrapped(x), expected, atol=1e-5)
+    for options in ({}, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}):
+        with pytest.warns(UserWarning, match="transform_input=True expects images with ImageNet's normalisation"):
+            purify.wrap(model, nn.Identity(), **options)
+    model.transform_input = False
+    with pytest.warns(UserWarning, match="set model.transform_input = True"):
+        purify.wrap(model, nn.Identity(), weights=weights)
+
+
+def test_auxiliary_logits_of_training_mode() -> None:
+    """There googlenet, like inception_v3, gives a tuple; the main logits are taken."""
+    model = models.googlenet(init_weights=False, num_classes=5, transform_input=True, dropout=0.0, dropout_aux=0.0)
+    with pytest.warns(UserWarning, match="training mode"):
+        wrapped = purify.wrap(model, nn.Identity(), weights="GoogLeNet_Weights.DEFAULT")
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(wrapped(x), model(wrapped.classifier.normalize(x)).logits, atol=1e-5)
+    assert wrapped.eval()(x).shape == (2, 5)
