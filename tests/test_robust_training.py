@@ -231,3 +231,19 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     moved = (alone.model.atoms - start.model.atoms).flatten()
     together = (first["atoms"] - start.model.atoms).flatten()
     assert float(torch.nn.functional.cosine_similarity(moved, together, dim=0)) > 0.6  # the same descent, with other noise
+
+
+# ---- a purifier where it was not trained to be
+
+
+def test_before_a_classifier_with_other_classes_another_size_or_other_channels(purifier: nn.Module) -> None:
+    """Classes are the classifier's affair; any size is purified; other channels are refused in words."""
+    seven = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 7)).eval()
+    defended = purify.wrap(seven, purifier)
+    for side in (8, 28, 33):
+        images = torch.rand(2, 1, side, side + 1)
+        assert defended(images).shape == (2, 7)
+        assert defended.purify(images).shape == images.shape
+    colour = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 7)).eval()
+    with pytest.raises(ValueError, match=r"expected images \(N, 1, H, W\), got shape \(2, 3, 8, 8\)"):
+        purify.wrap(colour, purifier)(torch.rand(2, 3, 8, 8))
