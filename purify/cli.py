@@ -10,6 +10,7 @@ import tyro
 from purify.checkpoint import CheckpointError
 from purify.commands.audit import AuditCommand, audit
 from purify.commands.checkpoints import checkpoints
+from purify.commands.clean import CleanCommand, clean
 from purify.commands.evaluate import EvaluateCommand, evaluate
 from purify.commands.report import ReportCommand, report
 from purify.commands.runs import RunsCommand, runs
@@ -25,6 +26,7 @@ commands:
   purify evaluate          one classifier and one purifier on one data set
   purify audit             does it filter? gains, bands, margins by direction; --theory
   purify report RUN        a finished run as one HTML file
+  purify clean PICTURE     one picture, purified; --report shows what was removed
   purify runs              runs that are there: list, show, export
   purify train RECIPE      train a classifier or a purifier
   purify checkpoints       what is shipped, with its figures
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tables": lambda rest: tables(tyro.cli(TablesCommand, args=rest, prog="purify tables")),
         "evaluate": lambda rest: evaluate(tyro.cli(EvaluateCommand, args=rest, prog="purify evaluate")),
         "audit": lambda rest: audit(tyro.cli(AuditCommand, args=rest, prog="purify audit")),
+        "clean": lambda rest: clean(tyro.cli(CleanCommand, args=rest, prog="purify clean")),
         "report": lambda rest: report(tyro.cli(ReportCommand, args=rest, prog="purify report")),
         "runs": lambda rest: runs(tyro.cli(RunsCommand, args=rest, prog="purify runs")),
         "train": train,
