@@ -1,6 +1,6 @@
 """Every classifier that torchvision lists, wrapped at its own input size: the smallest of each family here, the rest at night.
 
-``pytest -m nightly tests/test_model_zoo.py`` runs the rest; some need several gigabytes, and all of them about half an hour.
+``pytest -m nightly tests/test_model_zoo.py`` runs the rest, the largest of which have 640 million parameters.
 """
 
 from __future__ import annotations
@@ -18,31 +18,23 @@ import purify
 from purify.normalization import Normalize
 
 LISTED = models.list_models(module=models)
-SMALLEST = (
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "swin_t",
-    "swin_v2_t",
-    "vgg11",
-    "vit_b_32",
-    "wide_resnet50_2",
-)
 CLASSES = 10
+
+
+def family(name: str) -> str:
+    """The name up to its size: resnet, resnext, regnet_x, mobilenet_v3, …"""
+    for stem in ("efficientnet_v2", "mobilenet_v3", "wide_resnet", "shufflenet_v2", "regnet_x", "regnet_y", "swin_v2"):
+        if name.startswith(stem):
+            return stem
+    return name.split("_")[0].rstrip("0123456789")
+
+
+def operations(name: str) -> float:
+    """In thousand millions, as torchvision says."""
+    return float(models.get_model_weights(name).DEFAULT.meta["_ops"])
+
+
+SMALLEST = {min((n for n in LISTED if family(n) == kin), key=operations) for kin in {family(n) for n in LISTED}}
 
 
 def build(name: str, side: int) -> nn.Module:
@@ -61,7 +53,7 @@ def build(name: str, side: int) -> nn.Module:
             layer.momentum = 1.0
         with torch.no_grad():
             model.train()(torch.randn(2, 3, side, side))
-    return model.eval()
+    return model.eval().requires_grad_(False)  # of the gradients only the images' is wanted, and the largest models are large
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SMALLEST else [pytest.mark.nightly]) for n in LISTED])
@@ -106,18 +98,6 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 def test_every_family_has_its_representative() -> None:
-    """And a family that a later torchvision brings is seen here."""
-    families = {family(name) for name in LISTED}
-    assert families == {family(name) for name in SMALLEST}
-    for name in SMALLEST:
-        relatives = [other for other in LISTED if family(other) == family(name)]
-        operations = {other: models.get_model_weights(other).DEFAULT.meta["_ops"] for other in relatives}
-        assert min(operations, key=lambda other: operations[other]) == name
-
-
-def family(name: str) -> str:
-    """The name up to its size: resnet, resnext, regnet_x, mobilenet_v3, …"""
-    for stem in ("efficientnet_v2", "mobilenet_v3", "wide_resnet", "shufflenet_v2", "regnet_x", "regnet_y", "swin_v2"):
-        if name.startswith(stem):
-            return stem
-    return name.rstrip("0123456789x_d").split("_")[0].rstrip("0123456789")
+    some = {"alexnet", "inception_v3", "maxvit_t", "regnet_y_400mf", "resnet18", "swin_v2_t", "vit_b_32", "wide_resnet50_2"}
+    assert some <= SMALLEST
+    assert 22 <= len(SMALLEST) < 30
