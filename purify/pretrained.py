@@ -59,18 +59,32 @@ def _from_file(model: str, path: Path) -> nn.Module:
     state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict: expected names and tensors")
-    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=_classes(model, state))
-    lacking = [name for name, value in network.state_dict().items() if name not in state or state[name].shape != value.shape]
+    classes = _classes(model, state)
+    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **_options(model, classes))
+    expected = network.state_dict()
+    lacking = [n for n, v in expected.items() if not n.startswith(_AUXILIARY) and (n not in state or state[n].shape != v.shape)]
     if lacking:
         more = f", nor {len(lacking) - 1} others" if len(lacking) > 1 else ""
         raise ValueError(f"{path} does not hold the weights of {model}: it has no {lacking[0]} of its shape{more}")
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False)
+    for name in expected:  # filled in place: some models read versions from the dictionary itself
+        if name in state:
+            expected[name] = state[name].float() if state[name].is_floating_point() else state[name]
+    network.load_state_dict(expected)
     return network
+
+
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads that serve the training of googlenet and inception_v3 only, and may be absent."""
+
+
+def _options(model: str, classes: int) -> dict[str, bool]:
+    """Torchvision's own googlenet and inception_v3, of 1,000 classes, change ImageNet's normalisation to theirs inside."""
+    return {"transform_input": classes == 1000, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
 
 
 def _classes(model: str, state: dict[str, Tensor]) -> int:
     """How many the state dict knows: the length of the parameter that alone depends on their number."""
     with torch.device("meta"):
         one, other = (torchvision.models.get_model(model, weights=None, num_classes=n).state_dict() for n in (3, 5))
-    changes = [name for name, value in one.items() if value.shape != other[name].shape]
+    changes = [n for n, value in one.items() if value.shape != other[n].shape and not n.startswith(_AUXILIARY)]
     return len(state[changes[-1]]) if changes and changes[-1] in state else 1000

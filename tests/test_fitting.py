@@ -124,3 +124,23 @@ def test_recipes_follow_the_images() -> None:
 def test_the_defence_alone_loads_no_attacks() -> None:
     code = "import sys, purify; assert not any(m.startswith(('purify.attacks', 'purify.eval')) for m in sys.modules); purify.fit"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("model", ["mnasnet0_5", "googlenet"])
+def test_weight_files_of_peculiar_models(model: str, tmp_path: Path) -> None:
+    """One reads a version from its state dict; one has heads for training, and its own normalisation if it is torchvision's."""
+    import torchvision
+
+    torch.manual_seed(0)
+    for classes in (1000, 4):
+        network = torchvision.models.get_model(model, weights=None, num_classes=classes).eval()
+        kept = {n: v for n, v in network.state_dict().items() if not n.startswith("aux")}
+        save_file(kept, tmp_path / "weights.safetensors")
+        loaded = purify.load_torchvision(model, tmp_path / "weights.safetensors").model
+        assert loaded.state_dict().keys() >= kept.keys()
+        if model == "googlenet":
+            assert loaded.transform_input == (classes == 1000)
+            loaded.transform_input = False
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), network(x))
