@@ -12,6 +12,7 @@ from purify.commands.audit import AuditCommand, audit
 from purify.commands.checkpoints import checkpoints
 from purify.commands.clean import CleanCommand, clean
 from purify.commands.evaluate import EvaluateCommand, evaluate
+from purify.commands.export import ExportCommand, export
 from purify.commands.report import ReportCommand, report
 from purify.commands.runs import RunsCommand, runs
 from purify.commands.tables import TablesCommand, tables
@@ -27,6 +28,7 @@ commands:
   purify audit             does it filter? gains, bands, margins by direction; --theory
   purify report RUN        a finished run as one HTML file
   purify clean PICTURE     one picture, purified; --report shows what was removed
+  purify export CHECKPOINT a purifier, alone or before a classifier, as ONNX or a torch.export program
   purify runs              runs that are there: list, show, export
   purify train RECIPE      train a classifier or a purifier
   purify checkpoints       what is shipped, with its figures
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": lambda rest: evaluate(tyro.cli(EvaluateCommand, args=rest, prog="purify evaluate")),
         "audit": lambda rest: audit(tyro.cli(AuditCommand, args=rest, prog="purify audit")),
         "clean": lambda rest: clean(tyro.cli(CleanCommand, args=rest, prog="purify clean")),
+        "export": lambda rest: export(tyro.cli(ExportCommand, args=rest, prog="purify export")),
         "report": lambda rest: report(tyro.cli(ReportCommand, args=rest, prog="purify report")),
         "runs": lambda rest: runs(tyro.cli(RunsCommand, args=rest, prog="purify runs")),
         "train": train,

@@ -30,6 +30,7 @@ TOLERANCE = 1e-4
 """Largest difference from the module, in units of its outputs or, where these are above 1, of the largest of them."""
 INT8_TOLERANCE = 0.25
 """The same where convolutions are int8: it tells a broken graph from rounding, and says nothing of accuracy."""
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _ANY_NUMBER = ({0: Dim("batch", min=1)},)
 _BATCHES = (1, 7)
 """Of the random images of a parity check; the module is traced with 2."""
@@ -141,7 +142,7 @@ def export_onnx(
         path: of the file, which holds the weights, too.
         image_shape: (C, H, W), fixed in the graph.
         output: name of the graph's output.
-        int8: the part of the module, by its name, whose convolutions get int8 weights and inputs (dynamic quantisation):
+        int8: the part of the module, by its name, whose convolutions get 8-bit weights and inputs (dynamic quantisation):
             ``"purifier"`` in a wrapped model, ``""`` for all of it. That graph is held against the module with the
             tolerance ``INT8_TOLERANCE``, after the float graph with its own.
         tolerance: see :func:`check_parity`.
@@ -157,7 +158,7 @@ def export_onnx(
     ...     print(export_onnx(module, f"{folder}/module.onnx", (1, 8, 8)).output_shape)
     (10,)
     """
-    _need_onnx()
+    _need(*_ONNX)
     dtype = random_images(module, 1, image_shape).dtype
     if dtype not in (torch.float32, torch.float16, torch.float64):
         raise ExportError(f"onnxruntime takes no {dtype} images: convert the module to float32 or float16, or export it as pt2")
@@ -179,17 +180,22 @@ def export_onnx(
         return parity
 
 
-def load_program(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """The function in a ``*.pt2`` file: images (N, C, H, W) to outputs, on the processor unless it was exported elsewhere.
+def load_program(path: str | Path) -> nn.Module:
+    """The module in a ``*.pt2`` file: images (N, C, H, W) to outputs, on the device that it was exported on.
 
     Such a file can run code when it is read, as a pickle can: read none from strangers.
 
     Raises:
         FileNotFoundError: no such file.
+
+    >>> load_program("nowhere.pt2")
+    Traceback (most recent call last):
+    FileNotFoundError: no exported program nowhere.pt2
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no exported program {path}")
-    module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
+    module = torch.export.load(path).module()
+    module.training = False  # it was traced in eval mode and has no other, but says it had
     return module
 
 
@@ -199,10 +205,14 @@ def load_onnx(path: str | Path) -> Callable[[Tensor], Tensor]:
     Raises:
         FileNotFoundError: no such file.
         ModuleNotFoundError: onnxruntime is not installed.
+
+    >>> load_onnx("nowhere.onnx")
+    Traceback (most recent call last):
+    FileNotFoundError: no ONNX file nowhere.onnx
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no ONNX file {path}")
-    _need_onnx()
+    _need("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -223,7 +233,7 @@ def has_onnx() -> bool:
     >>> has_onnx() in (True, False)
     True
     """
-    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
+    return all(importlib.util.find_spec(name) is not None for name in _ONNX)
 
 
 def random_images(module: nn.Module, count: int, image_shape: Sequence[int]) -> Tensor:
@@ -278,9 +288,10 @@ def _whole_file(path: str | Path, suffix: str) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _need_onnx() -> None:
-    if not has_onnx():
-        raise ModuleNotFoundError("ONNX needs onnx, onnxscript and onnxruntime: pip install 'purify-defense[onnx]'")
+def _need(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install 'purify-defense[onnx]'")
 
 
 def _quantise(path: Path, part: str) -> None:

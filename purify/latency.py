@@ -27,7 +27,8 @@ def latency_table(
     """Milliseconds a batch, in PyTorch, as pt2 and, where it is installed, in onnxruntime: a Markdown table.
 
     Everything is measured in one run: in each of ``repeats`` rounds each runtime and module gets the same batch in turn, so that
-    a processor that slows down slows all of them; the medians are shown.
+    a processor that slows down slows all of them; the medians are shown. In PyTorch a wrapped model checks its input, as always;
+    exported, it does not.
 
     Args:
         defended: purifier and classifier, or a purifier alone, in eval mode.
@@ -37,7 +38,8 @@ def latency_table(
         repeats: rounds, after one that does not count.
 
     Raises:
-        ExportError, ValueError: see :func:`export_program`.
+        ExportError: see :func:`purify.export.export_program`.
+        ValueError: fewer than 1 round, or see there.
 
     >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     >>> print(latency_table(module, (1, 8, 8), batch_sizes=(2,), repeats=1))  # doctest: +ELLIPSIS
@@ -48,6 +50,8 @@ def latency_table(
     | PyTorch | 2 | – | ... | – | – |
     ...
     """
+    if repeats < 1:
+        raise ValueError(f"expected at least 1 round to measure, got {repeats}")
     modules = {"defended": defended} if bare is None else {"bare": bare, "defended": defended}
     contestants = {
         (runtime, name): run for name, module in modules.items() for runtime, run in _in_each_runtime(module, image_shape).items()
