@@ -19,6 +19,7 @@ import purify.eval
 FOLDERS = {
     "purify": ROOT / "purify",
     "purify.commands": ROOT / "purify" / "commands",
+    "purify.interop": ROOT / "purify" / "interop",
     "purify.training": ROOT / "purify" / "training",
     "purify.attacks": ROOT / "attacks",
     "purify.eval": ROOT / "eval",
