@@ -228,8 +228,8 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     alone, training = make(dataclasses.replace(QUICK, epochs=2))
     train(alone, alone.recipe, training.first(300), tmp_path / "alone", quiet=True)
     start, _ = make(QUICK)
-    moved = (alone.model.atoms - start.model.atoms).flatten()
-    together = (first["atoms"] - start.model.atoms).flatten()
+    moved = (alone.model.purifier.atoms - start.model.purifier.atoms).flatten()
+    together = (first["purifier.atoms"] - start.model.purifier.atoms).flatten()
     assert float(torch.nn.functional.cosine_similarity(moved, together, dim=0)) > 0.6  # the same descent, with other noise
 
 
