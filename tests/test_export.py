@@ -323,7 +323,7 @@ def test_command_with_a_torchvision_model(colour: str, tmp_path: Path, capsys: p
         ({"checkpoint": "nonesuch"}, "unknown checkpoint 'nonesuch'; known: "),
         ({"checkpoint": "mnist-resnet18"}, "mnist-resnet18 is a classifier: name a purifier first"),
         ({"checkpoint": "digits-dsae", "model": "nonesuch"}, "unknown checkpoint 'nonesuch'"),
-        ({"checkpoint": "digits-dsae", "model": "resnet18"}, "name its weights with --weights, a file or DEFAULT"),
+        ({"checkpoint": "digits-dsae", "model": "resnet18"}, "give the weights of torchvision's resnet18 with --weights"),
         ({"checkpoint": "digits-dsae", "weights": "DEFAULT"}, "--weights DEFAULT needs the classifier's name: --model"),
         ({"checkpoint": "digits-dsae", "int8": True, "format": "pt2"}, "--int8 is for --format onnx, got pt2"),
         ({"checkpoint": "digits-dsae", "out": Path("a.pt2")}, "expected a file *.onnx, got a.pt2"),

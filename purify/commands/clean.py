@@ -10,8 +10,8 @@ from typing import Annotated
 
 import torch
 import tyro
-from PIL import Image, ImageOps
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 __all__ = ["CleanCommand", "Verdict", "clean", "suitable_purifier"]
 
@@ -142,39 +142,17 @@ def _with_channels(pixels: Tensor, channels: int, name: str) -> Tensor:
 
 def _classifier(model: str, weights: str) -> Callable[[Image.Image], Verdict]:
     """From a picture to what the classifier says of it."""
-    import torchvision
+    from purify.commands.named_classifier import named_classifier
 
-    from purify.checkpoint import load_classifier, read_card
-    from purify.preprocessing import Preprocessing, preprocessing_of
-    from purify.pretrained import load_torchvision
-
-    categories: list[str] = []
-    if weights:
-        network: nn.Module = load_torchvision(model, weights)
-        shipped = torchvision.models.get_model_weights(model)
-        chosen = shipped.__members__.get(weights) or next(iter(shipped))
-        preprocess, categories = preprocessing_of(chosen), chosen.meta["categories"]
-    elif model in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"give the weights of torchvision's {model} with --weights: a file, or DEFAULT to download them")
-    else:
-        network = load_classifier(model)
-        channels, height, width = read_card(model).image_shape
-        preprocess = Preprocessing((0.0,) * channels, (1.0,) * channels, lambda picture: _fitted(picture, height, width))
+    named = named_classifier(model, weights)
 
     def judge(picture: Image.Image) -> Verdict:
         with torch.no_grad():
-            logits = network(preprocess(picture))[0]
+            logits = named.module(named.preprocess(picture))[0]
         top = logits.topk(min(5, len(logits)))
-        names = categories if len(categories) == len(logits) else [f"class {index}" for index in range(len(logits))]
+        known = len(named.categories) == len(logits)
+        names = named.categories if known else [f"class {index}" for index in range(len(logits))]
         margin = float(top.values[0] - top.values[1]) if len(logits) > 1 else math.inf
         return Verdict(tuple(names[int(i)] for i in top.indices), tuple(float(v) for v in top.values), margin)
 
     return judge
-
-
-def _fitted(picture: Image.Image, height: int, width: int) -> Tensor:
-    """Resized by the short side and cropped in the centre, as image folders are."""
-    from purify.picture import picture_to_tensor
-
-    same = picture.size == (width, height)
-    return picture_to_tensor(picture if same else ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))

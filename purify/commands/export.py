@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from torch import nn
 
 __all__ = ["ExportCommand", "export"]
 
@@ -44,6 +43,7 @@ def export(command: ExportCommand) -> int:
     """Run ``purify export``."""
     from purify.checkpoint import load_any, read_card
     from purify.classifier import wrap
+    from purify.commands.named_classifier import named_classifier
     from purify.export import export_onnx, export_program
     from purify.latency import latency_table
 
@@ -57,7 +57,8 @@ def export(command: ExportCommand) -> int:
     module, shape, name = load_any(command.checkpoint), card.image_shape, Path(command.checkpoint).stem
     classifier = None
     if command.model is not None:
-        classifier, shape = _classifier(command.model, command.weights)
+        named = named_classifier(command.model, command.weights or "")
+        classifier, shape = named.module, named.image_shape
         if shape[0] != card.image_shape[0]:
             raise ValueError(
                 f"{command.checkpoint} purifies images of {card.image_shape[0]} channels, {command.model} takes {shape[0]}"
@@ -79,25 +80,6 @@ def export(command: ExportCommand) -> int:
     if command.latency:
         print(f"\n{latency_table(module, shape, bare=classifier, repeats=command.repeats)}")
     return 0
-
-
-def _classifier(model: str, weights: str | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The classifier, and the shape (C, H, W) of the images that it was trained on."""
-    import torchvision
-
-    from purify.checkpoint import load_classifier, read_card
-    from purify.pretrained import load_torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if weights is None:
-        if model in known:
-            raise ValueError(f"{model} is a torchvision model: name its weights with --weights, a file or DEFAULT")
-        return load_classifier(model), read_card(model).image_shape
-    classifier = load_torchvision(model, weights)
-    shipped = torchvision.models.get_model_weights(model)
-    chosen = shipped[weights] if weights in shipped.__members__ else next(iter(shipped))
-    side = chosen.transforms().crop_size[0]
-    return classifier, (3, side, side)
 
 
 def _words(shape: tuple[int, ...]) -> str:

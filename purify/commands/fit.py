@@ -36,12 +36,11 @@ class FitCommand(DataOptions):
 
 def fit(command: FitCommand) -> int:
     """Run ``purify train --data … --model …``."""
-    from purify.checkpoint import load_classifier
+    from purify.commands.named_classifier import named_classifier
     from purify.data import file_stem
     from purify.fitting import fit_to
-    from purify.pretrained import load_torchvision
 
-    classifier = load_torchvision(command.model, command.weights) if command.weights else load_classifier(command.model)
+    classifier = named_classifier(command.model, command.weights).module
     training, validation, test = (command.load(command.data, split) for split in ("train", "val", "test"))
     out = command.out or Path("runs/train") / file_stem(command.data)
     fit_to(

@@ -1,0 +1,69 @@
+"""The classifier that ``--model`` and ``--weights`` name, with what its weights say of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torchvision
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from purify.checkpoint import load_classifier, read_card
+from purify.picture import picture_to_tensor
+from purify.preprocessing import Preprocessing, preprocessing_of
+from purify.pretrained import load_torchvision
+
+__all__ = ["NamedClassifier", "named_classifier"]
+
+
+@dataclass(frozen=True)
+class NamedClassifier:
+    """A classifier in eval mode, normalisation inside."""
+
+    module: nn.Module
+    """Images (N, C, H, W) in [0, 1] to logits (N, classes)."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images that it was trained on."""
+    preprocess: Preprocessing
+    """Pictures of any size to such images."""
+    categories: Sequence[str]
+    """Names of the classes; empty where they are not known."""
+
+
+def named_classifier(model: str, weights: str = "") -> NamedClassifier:
+    """A checkpoint, or a torchvision classifier with weights.
+
+    Args:
+        model: name or path of a classifier's checkpoint; with ``weights`` the name of a torchvision classifier.
+        weights: a state dict (``*.safetensors``, ``*.pt``), or the name of torchvision's own, such as ``DEFAULT``.
+
+    Raises:
+        ValueError: a torchvision classifier without weights; or see ``load_torchvision`` and ``load_classifier``.
+
+    >>> named_classifier("digits-shufflenet").image_shape
+    (1, 8, 8)
+    """
+    if not weights:
+        if model in torchvision.models.list_models(module=torchvision.models):
+            raise ValueError(f"give the weights of torchvision's {model} with --weights: a file, or DEFAULT to download them")
+        shape = read_card(model).image_shape
+        zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
+        return NamedClassifier(load_classifier(model), shape, Preprocessing(zeros, ones, _Fit(*shape[1:])), ())
+    module = load_torchvision(model, weights)
+    shipped = torchvision.models.get_model_weights(model)
+    chosen = shipped.__members__.get(weights) or next(iter(shipped))
+    side = chosen.transforms().crop_size[0]
+    return NamedClassifier(module, (3, side, side), preprocessing_of(chosen), chosen.meta["categories"])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Resize by the short side and crop in the centre, as image folders are."""
+
+    height: int
+    width: int
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        size = (self.width, self.height)
+        return picture_to_tensor(picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.BICUBIC))
