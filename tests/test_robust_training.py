@@ -66,8 +66,8 @@ def test_a_purifier_becomes_robust_and_the_classifier_stays_as_it_was(tmp_path: 
     assert stands(purify.load(path), victim, 0.15) > stands(before_training, victim, 0.15) + 0.15
     card = read_card(path)
     history = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert card.figures["val_pgd"] == max(epoch["val_pgd"] for epoch in history)
-    assert card.figures["epoch"] in {epoch["epoch"] for epoch in history if epoch["val_pgd"] == card.figures["val_pgd"]}
+    assert card.figures["val_apgd"] == max(epoch["val_apgd"] for epoch in history)
+    assert card.figures["epoch"] in {epoch["epoch"] for epoch in history if epoch["val_apgd"] == card.figures["val_apgd"]}
 
 
 def test_one_purifier_for_several_classifiers_and_a_warm_start(tmp_path: Path, victim: nn.Module) -> None:
@@ -102,7 +102,7 @@ def test_a_code_that_is_read_robustly_without_a_classifier(tmp_path: Path) -> No
     task, training = make(recipe)
     path = train(task, recipe, training, tmp_path, quiet=True)
     history = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert max(epoch["val_pgd"] for epoch in history) > 0.4  # chance is 0.1, and an undefended read-out leaves nothing
+    assert max(epoch["val_apgd"] for epoch in history) > 0.4  # chance is 0.1, and an undefended read-out leaves nothing
     purifier = purify.load(path)
     assert purifier.config == config
     assert not any(name.startswith("readout") for name in purifier.state_dict())

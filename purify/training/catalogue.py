@@ -157,7 +157,7 @@ register(
 )
 register(
     RobustRecipe(
-        name="mnist-dsae-robust",
+        name="mnist-dsae-grown",  # mnist-dsae-robust begins with it
         dataset="mnist",
         classifiers=("mnist-resnet18",),
         architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
@@ -173,6 +173,25 @@ register(
         pixel_weight=50.0,
         feature_weight=0.5,
         warm_start="mnist-dsae",
+    )
+)
+register(
+    RobustRecipe(
+        name="mnist-dsae-robust",
+        dataset="mnist",
+        classifiers=("mnist-resnet18",),
+        architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
+        epochs=3,
+        batch_size=128,
+        learning_rate=1e-3,
+        shift=2.0,
+        eps=0.3,
+        growing=0.0,
+        attack_steps=3,
+        final_steps=5,
+        final=0.4,
+        pixel_weight=20.0,
+        warm_start="runs/train/mnist-dsae-grown/mnist-dsae-grown.safetensors",
     )
 )
 register(

@@ -166,7 +166,7 @@ class RobustRecipe(Recipe):
     warm_start: str = ""
     """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
     validation_steps: int = 50
-    """Of the PGD on the whole pipeline by which each epoch is judged, and the best one kept."""
+    """Of the APGD-CE on the whole pipeline by which each epoch is judged, and the best one kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purify.attacks import PGD, ThreatModel, exact
+from purify.attacks import APGD, ThreatModel, exact
 from purify.attacks.gradient import Model
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card, load, load_classifier, read_card
@@ -66,7 +66,7 @@ class RobustTask(Task):
     the training meets the clip's zero gradients.
     """
 
-    criterion = "val_pgd"
+    criterion = "val_apgd"
 
     def __init__(self, recipe: RobustRecipe, training: ImageSet, validation: ImageSet) -> None:
         self.recipe, self.shape = recipe, training.image_shape
@@ -147,9 +147,9 @@ class RobustTask(Task):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Clean accuracy and accuracy under PGD on the whole pipeline (the lowest of several classifiers); the code's figures."""
+        """Clean accuracy and accuracy under APGD-CE on the whole pipeline (the lowest of several classifiers); the code's figures."""
         assert isinstance(model, Student)
-        attack = PGD(ThreatModel(self.recipe.norm, self.recipe.eps), steps=self.recipe.validation_steps)
+        attack = APGD(ThreatModel(self.recipe.norm, self.recipe.eps), steps=self.recipe.validation_steps)
         clean, robust = [], []
         for defended, soft in zip(self._pipelines(model, exact_clip=True), self._pipelines(model), strict=True):
             result = attack(defended, self.images, self.labels, gradient=exact(soft))
@@ -158,7 +158,7 @@ class RobustTask(Task):
         statistics = model.purifier.statistics(self.images)
         return {
             "val_clean": min(clean),
-            "val_pgd": min(robust),
+            "val_apgd": min(robust),
             "val_l0": statistics.l0,
             "val_density": statistics.density,
             "val_explained_variance": statistics.explained_variance,
