@@ -32,6 +32,8 @@ from purify.versions import library_versions
 __all__ = ["Settings", "evaluate", "gradient_paths"]
 
 _AT_MOST = 128  # images in a batch: what a killed run loses
+_AT_LEAST, _PIXELS = 64, 2**24
+"""Images, and values in them, from which the code's sparsity is measured: a thousand small ones, or some hundred photographs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,8 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
 
 def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
     """What the defence costs, how sparse its code is, and the pictures of the report."""
-    images, labels = judge.load(torch.arange(min(1000, len(judge.source))))
+    pixels = judge.load(torch.arange(1))[0].numel()
+    images, labels = judge.load(torch.arange(min(1000, max(_AT_LEAST, _PIXELS // pixels), len(judge.source))))
     if judge.store.finding("costs") is None:
         shape = (images.shape[1], images.shape[2], images.shape[3])
         bare = defended.classifier if isinstance(defended, PurifiedClassifier) else defended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
 from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_dataset
-from purify.eval.baselines import IN_EVERY_TABLE, GaussianNoise, make_baseline
+from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
 from purify.eval.trained import TRAINED, trained_baseline
@@ -25,6 +26,7 @@ __all__ = ["TABLES", "DefenceTable", "TableSpec", "defence_table"]
 
 FORMAT = 2
 """Of the JSON file."""
+_WITHOUT_TRAINING = tuple(name for name in BASELINES if name != "pca")
 _LEARN: tuple[Split, Split] = ("train", "val")
 
 
@@ -134,9 +136,8 @@ class DefenceTable:
 def defence_table(
     spec: TableSpec,
     *,
-    data_root: str | Path | None = None,
-    size: int | None = None,
-    class_list: str | Path | None = None,
+    load_split: Callable[[str, Split], ImageSet] = load_dataset,
+    classifier: nn.Module | None = None,
     baselines: tuple[str, ...] = IN_EVERY_TABLE,
     stores: Path | None = None,
     quiet: bool = False,
@@ -145,24 +146,24 @@ def defence_table(
 
     Args:
         spec: what to measure.
-        data_root: see ``purify.load_dataset``; also ``size`` and ``class_list``.
-        size: side in pixels for folders of images.
-        class_list: class folders in label order.
+        load_split: gives a split of a data set by both names.
+        classifier: in eval mode, normalisation inside: takes the place of the checkpoint that ``spec.classifier`` names.
         baselines: classical purifiers, names in ``purify.eval.baselines.BASELINES``.
         stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
     """
-    classifiers = {name: load_classifier(name) for name in (spec.classifier, *spec.other_classifiers)}
+    classifiers: dict[str, nn.Module] = {name: load_classifier(name) for name in spec.other_classifiers}
+    classifiers[spec.classifier] = load_classifier(spec.classifier) if classifier is None else classifier
     purifiers: dict[str, nn.Module] = {Path(name).stem: load(name) for name in spec.purifiers}
     try:
-        test = load_dataset(spec.data, "test", data_root=data_root, size=size, class_list=class_list).first(spec.images)
+        test = load_split(spec.data, "test").first(spec.images)
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
     for name in baselines:
-        training, validation = (
-            load_dataset(spec.learnt_from or spec.data, split, data_root=data_root, size=size, class_list=class_list)
-            for split in _LEARN
-        )
+        if name in _WITHOUT_TRAINING:
+            purifiers[name] = make_baseline(name)
+            continue
+        training, validation = (load_split(spec.learnt_from or spec.data, split) for split in _LEARN)
         if name in TRAINED:
             purifiers[name] = trained_baseline(name, spec.recipes or spec.data, training, validation, quiet=quiet)
         else:
@@ -172,7 +173,7 @@ def defence_table(
 
 def _measure(
     spec: TableSpec,
-    classifiers: dict[str, NormalizedClassifier],
+    classifiers: dict[str, nn.Module],
     purifiers: dict[str, nn.Module],
     test: ImageSet,
     stores: Path | None,

@@ -6,11 +6,10 @@ Where to look: an explicit ``data_root``, else the environment variable ``PURIFY
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +27,8 @@ DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "imagefolder:PATH")
 SPLIT_SEED = 20_240_229
 """Seed of every split, so that «the test split» means the same images to everyone."""
 
+_DIGITS_SHARES = (0.70, 0.05, 0.25)
+_FOLDER_SHARES = (12 / 15, 1 / 15, 2 / 15)
 _TORCHVISION = {
     "mnist": torchvision.datasets.MNIST,
     "fashion-mnist": torchvision.datasets.FashionMNIST,
@@ -41,19 +42,21 @@ class DataNotFoundError(FileNotFoundError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images of one split, held as bytes."""
+    """Labelled images of one split, as bytes: in memory, or mapped from a file."""
 
     name: str
     """Name that the user gave, such as ``mnist``."""
     split: Split
     pixels: Tensor
-    """uint8 (N, C, H, W)."""
+    """uint8 (M, C, H, W); of a folder those of all splits."""
     labels: Tensor
     """int64 (N,)."""
     classes: tuple[str, ...]
     """Class names in the order of the labels."""
     skipped: tuple[str, ...] = ()
     """Files that could not be read."""
+    rows: Tensor | None = None
+    """int64 (N,): which of ``pixels`` are this split's, in order; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,12 +69,14 @@ class ImageSet:
 
     def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images as float32 (n, C, H, W) in [0, 1], and labels (n,), at ``indices``."""
-        return self.pixels[indices].float().div_(255), self.labels[indices]
+        rows = indices if self.rows is None else self.rows[indices]
+        return self.pixels[rows].contiguous().float().div_(255), self.labels[indices]
 
     def first(self, count: int | None) -> ImageSet:
         """The first ``count`` images (all of them for ``None`` or a larger number)."""
         end = len(self) if count is None else min(count, len(self))
-        return ImageSet(self.name, self.split, self.pixels[:end], self.labels[:end], self.classes, self.skipped)
+        rows = torch.arange(end) if self.rows is None else self.rows[:end]
+        return replace(self, labels=self.labels[:end], rows=rows)
 
 
 def cache_folder() -> Path:
@@ -115,6 +120,7 @@ def load_dataset(
     *,
     data_root: str | Path | None = None,
     size: int | None = None,
+    resize: int | None = None,
     class_list: str | Path | None = None,
     download: bool = True,
 ) -> ImageSet:
@@ -122,14 +128,15 @@ def load_dataset(
 
     Splits: MNIST, Fashion-MNIST and CIFAR-10 keep their own test part, and a stratified tenth of the training part
     (5,000 of MNIST's 60,000: a twelfth) is held out for validation. A folder with ``train`` and ``test`` (optionally
-    ``val``) inside is treated likewise; the digits and a folder of classes alone are cut 70 / 5 / 25 by class. The seed
-    is fixed (``SPLIT_SEED``), so the parts never overlap and never change.
+    ``val``) inside is treated likewise; a folder of classes alone is cut 12 : 1 : 2 (750 photographs: 600, 50, 100), the digits
+    70 : 5 : 25, both by class. The seed is fixed (``SPLIT_SEED``), so the parts never overlap and never change.
 
     Args:
         name: one of ``DATASETS``; for ``imagefolder:PATH``, PATH is a folder or a zip of one.
         split: ``train``, ``val`` or ``test``.
         data_root: where the files are; overrides ``PURIFY_DATA`` and the cache.
         size: side in pixels to which a folder's images are resized and centre-cropped; needed where they differ in size.
+        resize: length to which the short side is resized before the crop; None: ``size``.
         class_list: text file with one class folder's name a line, in label order, for folders that lack some classes.
         download: whether the cache may be filled from the network.
 
@@ -148,7 +155,7 @@ def load_dataset(
     if name in _TORCHVISION:
         return _torchvision(name, split, data_root, download)
     if name.startswith("imagefolder:"):
-        return _image_folder(name, split, data_root, size, class_list)
+        return _image_folder(name, split, data_root, size, resize, class_list)
     raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
 
 
@@ -168,13 +175,13 @@ def _digits(split: Split) -> ImageSet:
     images, labels = load_digits(return_X_y=True)  # 1,797 × 64, values 0 … 16
     pixels = torch.from_numpy(np.round(images * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
     targets = torch.from_numpy(labels).long()
-    chosen = _cut(targets, split)
+    chosen = _cut(targets, split, _DIGITS_SHARES)
     return ImageSet("digits", split, pixels[chosen], targets[chosen], tuple("0123456789"))
 
 
-def _cut(labels: Tensor, split: Split) -> Tensor:
+def _cut(labels: Tensor, split: Split, shares: tuple[float, float, float]) -> Tensor:
     """Indices of ``split`` in a pool that has no parts of its own."""
-    return dict(zip(("train", "val", "test"), split_indices(labels, (0.70, 0.05, 0.25)), strict=True))[split]
+    return dict(zip(("train", "val", "test"), split_indices(labels, shares), strict=True))[split]
 
 
 def _roots(data_root: str | Path | None) -> list[Path]:
@@ -212,7 +219,12 @@ def _torchvision(name: str, split: Split, data_root: str | Path | None, download
 
 
 def _image_folder(
-    name: str, split: Split, data_root: str | Path | None, size: int | None, class_list: str | Path | None
+    name: str,
+    split: Split,
+    data_root: str | Path | None,
+    size: int | None,
+    resize: int | None,
+    class_list: str | Path | None,
 ) -> ImageSet:
     given = Path(name.removeprefix("imagefolder:")).expanduser()
     places = [given, *(root / given for root in _roots(data_root))]
@@ -220,9 +232,9 @@ def _image_folder(
     if source is None:
         raise DataNotFoundError(f"{name} is not here (looked for: {', '.join(map(str, places))})")
     names = None if class_list is None else Path(class_list).read_text(encoding="utf-8").split()
-    pool = read_image_folder(source, size=size, class_list=names, cache=cache_folder() / "decoded" / _stamp(source, size))
+    pool = read_image_folder(source, cache_folder() / "decoded", size=size, resize=resize, class_list=names)
     if pool.parts == {""}:
-        chosen = _cut(pool.labels, split)
+        chosen = _cut(pool.labels, split, _FOLDER_SHARES)
     else:
         wanted = "train" if split == "val" and "val" not in pool.parts else split
         if wanted not in pool.parts:
@@ -232,10 +244,4 @@ def _image_folder(
             chosen = chosen[split_indices(pool.labels[chosen], (0.9, 0.1))[split == "val"]]
         else:  # a folder's order is by class: the first hundred must be a fair sample
             chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(SPLIT_SEED))]
-    return ImageSet(name, split, pool.pixels[chosen], pool.labels[chosen], pool.classes, pool.skipped)
-
-
-def _stamp(source: Path, size: int | None) -> str:
-    """A name for the decoded form of a zip, which changes when the file does."""
-    state = source.stat()
-    return hashlib.sha256(f"{source.resolve()}|{state.st_size}|{state.st_mtime_ns}|{size}".encode()).hexdigest()[:24]
+    return ImageSet(name, split, pool.pixels, pool.labels[chosen], pool.classes, pool.skipped, chosen)

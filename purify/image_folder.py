@@ -1,7 +1,8 @@
-"""Read a folder of class folders, or a zip of one, into memory."""
+"""Read a folder of class folders, or a zip of one, once; afterwards its pixels are mapped from a file, not held in memory."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _PARTS = ("train", "val", "test")
+_READER = 2
+"""Changes when the same file would be decoded otherwise, so that no older cache is taken for it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ImagePool:
     """All readable images of a folder."""
 
     pixels: Tensor
-    """uint8 (N, C, H, W)."""
+    """uint8 (N, C, H, W), mapped from the cache: only what is looked at is read, and memory does not grow with N."""
     labels: Tensor
     """int64 (N,)."""
     part_of: tuple[str, ...]
@@ -48,37 +50,54 @@ class ImagePool:
 
 
 def read_image_folder(
-    source: Path, *, size: int | None = None, class_list: Sequence[str] | None = None, cache: Path | None = None
+    source: Path,
+    cache: Path,
+    *,
+    size: int | None = None,
+    resize: int | None = None,
+    class_list: Sequence[str] | None = None,
 ) -> ImagePool:
     """Decode ``[part/]class/file`` images below ``source``, a folder or a zip (read in place, never unpacked).
 
     Labels follow the alphabetical order of the class folders, or the order of ``class_list``. Pictures of any kind are read as
     :func:`purify.picture.read_picture` says; where all of them are grey, the images have one channel, else three.
-    A zip's decoded pixels are kept under ``cache`` for the next time. A file that cannot be read is named in a warning, skipped
-    and listed in the result.
+    A file that cannot be read is named in a warning, skipped and listed in the result.
+
+    Args:
+        source: the folder or the zip.
+        cache: folder for the decoded pixels, which serve the next time unless a file below ``source`` has changed.
+        size: side in pixels to which images are cropped in the centre, after resizing; None: they must all have one size.
+        resize: length in pixels to which the short side is resized (bicubic) before; None: ``size``.
+        class_list: class folders in label order.
 
     Raises:
-        ValueError: no image at all, images of several sizes without ``size``, or a class folder not in ``class_list``.
+        ValueError: no image at all, images of several sizes without ``size``, a ``resize`` below ``size``, or a class folder not
+            in ``class_list``.
     """
+    if resize is not None and (size is None or resize < size):
+        raise ValueError(f"expected a size to crop to, and a resize of at least that, got size {size}, resize {resize}")
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            names = [n for n in archive.namelist() if not n.endswith("/")]
-            return _read(source, names, archive.read, size, class_list, cache)
+            entries = {e.filename: f"{e.file_size} {e.CRC}" for e in archive.infolist() if not e.is_dir()}
+            return _read(source, entries, archive.read, cache, size, resize, class_list)
     if not source.is_dir():
         raise ValueError(f"expected a folder or a zip of one, got the file {source}")
-    names = [str(p.relative_to(source).as_posix()) for p in source.rglob("*") if p.is_file()]
-    return _read(source, names, lambda n: (source / n).read_bytes(), size, class_list, None)
+    paths = {p.relative_to(source).as_posix(): p.stat() for p in source.rglob("*") if p.is_file()}
+    entries = {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in paths.items()}
+    return _read(source, entries, lambda name: (source / name).read_bytes(), cache, size, resize, class_list)
 
 
 def _read(
     source: Path,
-    names: list[str],
+    entries: dict[str, str],
     read: Callable[[str], bytes],
+    cache: Path,
     size: int | None,
+    resize: int | None,
     class_list: Sequence[str] | None,
-    cache: Path | None,
 ) -> ImagePool:
-    files = sorted(n for n in names if Path(n).suffix.lower() in _SUFFIXES and len(Path(n).parts) >= 2)
+    """``entries``: name of each file, and what changes with its content."""
+    files = sorted(n for n in entries if Path(n).suffix.lower() in _SUFFIXES and len(Path(n).parts) >= 2)
     if not files:
         raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
     nested = any(Path(n).parts[0] in _PARTS and len(Path(n).parts) >= 3 for n in files)
@@ -88,53 +107,65 @@ def _read(
     if unknown:
         raise ValueError(f"{source} has class folders that the class list lacks: {', '.join(unknown[:5])}")
 
-    kept, skipped, pixels = _decode_all(source, files, read, size, cache)
-    index = {c: i for i, c in enumerate(classes)}
+    state = [_READER, str(source.resolve()), size, resize, [[n, entries[n]] for n in files]]
+    place = cache / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:24]
+    if not place.with_suffix(".json").exists():
+        _decode_all(source, files, read, size, resize, place)
+    index = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+    pixels = np.memmap(place.with_suffix(".bytes"), np.uint8, "c", shape=(len(index["kept"]), *index["shape"]))
+    labels = {c: i for i, c in enumerate(classes)}
     return ImagePool(
-        pixels=pixels,
-        labels=torch.tensor([index[Path(n).parts[1 if nested else 0]] for n in kept]),
-        part_of=tuple(Path(n).parts[0] if nested else "" for n in kept),
+        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if index["grey"] else 3],
+        labels=torch.tensor([labels[Path(n).parts[1 if nested else 0]] for n in index["kept"]]),
+        part_of=tuple(Path(n).parts[0] if nested else "" for n in index["kept"]),
         classes=classes,
-        skipped=tuple(skipped),
+        skipped=tuple(index["skipped"]),
     )
 
 
 def _decode_all(
-    source: Path, files: list[str], read: Callable[[str], bytes], size: int | None, cache: Path | None
-) -> tuple[list[str], list[str], Tensor]:
-    if cache is not None and cache.with_suffix(".json").exists():
-        index = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
-        return index["kept"], index["skipped"], load_file(cache.with_suffix(".safetensors"))["pixels"]
+    source: Path, files: list[str], read: Callable[[str], bytes], size: int | None, resize: int | None, place: Path
+) -> None:
+    """Write all pixels (N, H, W, 3) to ``place``.bytes, one picture at a time, and what they are to ``place``.json."""
     kept: list[str] = []
     skipped: list[str] = []
-    arrays: list[np.ndarray] = []
-    for name in tqdm(files, desc=f"reading {source.name}", unit="image", disable=None, leave=False):
-        try:
-            arrays.append(_decode(read(name), size))
-            kept.append(name)
-        except (OSError, ValueError) as error:
-            skipped.append(f"{name}: {error}")
-            logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
-    if not arrays:
-        raise ValueError(f"none of the {len(files)} images in {source} could be read; the first: {skipped[0]}")
-    grey = all((a[..., 0] == a[..., 1]).all() and (a[..., 1] == a[..., 2]).all() for a in arrays)
-    shapes = {a.shape[:2] for a in arrays}
-    if len(shapes) > 1:
-        some = ", ".join(f"{h}×{w}" for h, w in sorted(shapes)[:4])
-        raise ValueError(f"the images in {source} have {len(shapes)} sizes ({some}, …); give size= (--size) to resize and crop")
-    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)[:, : 1 if grey else 3].contiguous()
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.partial")
-        save_file({"pixels": pixels}, partial)
-        partial.replace(cache.with_suffix(".safetensors"))
-        partial.write_text(json.dumps({"kept": kept, "skipped": skipped}), encoding="utf-8")
-        partial.replace(cache.with_suffix(".json"))
-    return kept, skipped, pixels
+    shapes: set[tuple[int, ...]] = set()
+    grey = True
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as pixels:
+            for name in tqdm(files, desc=f"reading {source.name}", unit="image", disable=None, leave=False):
+                try:
+                    picture = _decode(read(name), size, resize)
+                except (OSError, ValueError) as error:
+                    skipped.append(f"{name}: {error}")
+                    logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
+                    continue
+                kept.append(name)
+                shapes.add(picture.shape)
+                grey &= bool((picture == picture[..., :1]).all())
+                pixels.write(picture.tobytes())
+        if not kept:
+            raise ValueError(f"none of the {len(files)} images in {source} could be read; the first: {skipped[0]}")
+        if len(shapes) > 1:
+            some = ", ".join(f"{h}×{w}" for h, w, _ in sorted(shapes)[:4])
+            raise ValueError(
+                f"the images in {source} have {len(shapes)} sizes ({some}, …); give size= (--size) to resize and crop"
+            )
+        partial.replace(place.with_suffix(".bytes"))
+    finally:
+        partial.unlink(missing_ok=True)
+    index = {"kept": kept, "skipped": skipped, "shape": shapes.pop(), "grey": grey}
+    partial.write_text(json.dumps(index), encoding="utf-8")
+    partial.replace(place.with_suffix(".json"))
 
 
-def _decode(raw: bytes, size: int | None) -> np.ndarray:
+def _decode(raw: bytes, size: int | None, resize: int | None) -> np.ndarray:
     picture = read_picture(raw).convert("RGB")
     if size is not None:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)  # resize the short side, crop the centre
+        side = resize or size
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)  # resize the short side, crop the centre
+        before = (side - size) // 2
+        picture = picture.crop((before, before, before + size, before + size))
     return np.asarray(picture)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
 
 import purify
 from purify.data import ImageSet
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no error of the code
+hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 import purify
-from purify.data import DataNotFoundError, split_indices
+from purify.data import _FOLDER_SHARES, DataNotFoundError, split_indices
 
 
 @given(
@@ -88,15 +92,94 @@ def test_image_folder(tmp_path: Path, cache: Path, packed: bool) -> None:
     folder = make_folder(tmp_path / "pictures")
     name = f"imagefolder:{zipped(folder) if packed else folder}"
     sets = [purify.load_dataset(name, split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
-    assert [len(s) for s in sets] == [28, 2, 10]
+    assert [len(s) for s in sets] == [32, 2, 6]
     assert sets[0].image_shape == (3, 6, 8)
     assert sets[0].classes == ("ant", "bee")
-    seen = torch.cat([s.pixels[:, 0, 0, 0] for s in sets])
-    assert len(seen.unique()) == 40
-    for images in sets:
-        assert torch.equal(images.labels, (images.pixels[:, 0, 0, 0] >= 100).long())
-    assert any(cache.rglob("*.safetensors")) == packed
-    assert torch.equal(purify.load_dataset(name, "train").pixels, sets[0].pixels)  # a zip's second reading is from the cache
+    shown = [s.batch(slice(None))[0] for s in sets]
+    assert len(torch.cat(shown)[:, 0, 0, 0].unique()) == 40
+    for images, pixels in zip(sets, shown, strict=True):
+        assert torch.equal(images.labels, (pixels[:, 0, 0, 0] * 255 > 99.5).long())
+        assert torch.equal(images.first(3).batch(slice(None))[0], pixels[:3])
+        assert torch.equal(images.batch(torch.tensor([1, 0]))[0], pixels[:2].flip(0))
+    assert len(list(cache.rglob("*.bytes"))) == 1  # decoded once for all three
+
+
+def test_a_changed_folder_is_read_anew(tmp_path: Path, cache: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    before = purify.load_dataset(f"imagefolder:{folder}", "train").batch(slice(None))[0]
+    for i in range(20):
+        (folder / "ant" / f"{i}.png").write_bytes(picture(i + 50))
+    after = purify.load_dataset(f"imagefolder:{folder}", "train").batch(slice(None))[0]
+    assert not torch.equal(before, after)
+    assert len(list(cache.rglob("*.bytes"))) == 2
+    assert not list(cache.rglob("*.partial"))
+
+
+def test_photographs_are_split_600_50_100() -> None:
+    """One photograph of each of 750 classes: no class can be in every part, and all of them are cut at once."""
+    with zipfile.ZipFile(need("imagenet-750.zip")) as names:
+        labels = torch.arange(sum(name.endswith(".JPEG") for name in names.namelist()))
+    assert [len(part) for part in split_indices(labels, _FOLDER_SHARES)] == [600, 50, 100]
+
+
+def test_resize_before_the_crop(tmp_path: Path) -> None:
+    """As torchvision: the short side becomes ``resize``, and ``size`` is cut out of the middle."""
+    gradient = Image.fromarray(np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))).convert("RGB")  # 60 high, 120 wide
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    for i in range(15):
+        gradient.save(tmp_path / "pictures" / "a" / f"{i}.png")
+    name = f"imagefolder:{tmp_path / 'pictures'}"
+    ours = purify.load_dataset(name, "train", size=20, resize=30).batch(slice(0, 1))[0]
+    theirs = center_crop(resize(gradient, [30], InterpolationMode.BICUBIC), [20, 20])
+    assert (ours[0, 0] * 255 - torch.from_numpy(np.asarray(theirs)[..., 0].copy())).abs().max() <= 1.5
+    with pytest.raises(ValueError, match="resize of at least that, got size 20, resize 10"):
+        purify.load_dataset(name, "train", size=20, resize=10)
+
+
+_LOADED = """
+import sys
+import torch
+from torch import nn
+import purify
+from purify.attacks import ThreatModel
+from purify.eval import Settings, evaluate
+
+def anonymous():  # kB of memory that no file stands behind
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+class Watched(nn.Module):
+    peak = 0
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 2))
+    def forward(self, x):
+        Watched.peak = max(Watched.peak, anonymous())
+        return self.inner(x)
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+test = purify.load_dataset(f"imagefolder:{sys.argv[1]}", "test")
+few = Settings(suite="fast", oblivious_steps=1, norm_images=0, check_images=0, pictures=0, batch_size=10)
+evaluate(Watched().eval(), test, None, ThreatModel("linf", 0.01), settings=few, store=sys.argv[2], quiet=True)
+print(len(test), max(Watched.peak, anonymous()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_folder_is_evaluated_in_memory_that_does_not_grow(tmp_path: Path) -> None:
+    """Pictures of 224 × 224: 380 more of them are 57 MB as bytes, and 229 MB as floats."""
+    peaks = {}
+    for n in (120, 500):
+        folder = make_folder(tmp_path / str(n), parts=("test",), per_class=n // 2, size=(224, 224))
+        done = subprocess.run(
+            [sys.executable, "-c", _LOADED, str(folder), str(tmp_path / f"{n}.sqlite")],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        count, peaks[n] = map(int, done.stdout.split())
+        assert count == n
+    assert peaks[500] - peaks[120] < 20_000, peaks
 
 
 def test_parts_and_class_list(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import purify
 from purify.cli import main
+from purify.commands.data_options import DataOptions
+from purify.commands.named_classifier import named_classifier
 from purify.fitting import suggest_recipe
 
 
@@ -54,26 +58,41 @@ def test_command_line_on_a_small_folder(tmp_path: Path, capsys: pytest.CaptureFi
     images[:, 0] += 0.5 * labels.view(-1, 1, 1)  # one class is redder
     pictures(tmp_path / "pictures", images, labels)
     torch.manual_seed(0)
-    import torchvision
-
     save_file(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / "weights.safetensors")
     command = ["train", "--data", f"imagefolder:{tmp_path / 'pictures'}", "--model", "squeezenet1_1"]
-    command += [
-        "--weights",
-        str(tmp_path / "weights.safetensors"),
-        "--epochs",
-        "1",
-        "--images",
-        "6",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main(command) == 0
+    command += ["--weights", str(tmp_path / "weights.safetensors"), "--size", "24"]
+    assert main([*command, "--epochs", "1", "--images", "6", "--out", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "oblivious" in out
     assert "adaptive" in out
     assert f"wrote {tmp_path / 'run' / 'fitted-dsae.safetensors'}" in out
-    assert purify.load(tmp_path / "run" / "fitted-dsae.safetensors").config.channels == 3
+    purifier = tmp_path / "run" / "fitted-dsae.safetensors"
+    assert purify.load(purifier).config.channels == 3
+
+    command = ["tables", *command[1:], "--purifiers", str(purifier), "--eps", "0.01", "0.02", "--suite", "fast", "--quiet"]
+    assert main([*command, "--images", "6", "--out", str(tmp_path / "tables")]) == 0
+    out = capsys.readouterr().out
+    for eps in ("0.01", "0.02"):
+        assert f"### imagefolder-pictures, squeezenet1_1, eps {eps}, " in out
+        figures = json.loads((tmp_path / "tables" / f"imagefolder-pictures-squeezenet1_1-eps-{eps}.json").read_text("utf-8"))
+        assert [row["name"] for row in figures["rows"]] == ["none", "fitted-dsae", "jpeg", "median"]
+        assert all(row["clean"]["n"] == 6 for row in figures["rows"])
+    assert main([*command, "--check"]) == 1
+    assert "neither --variants nor --check" in capsys.readouterr().err
+
+
+def test_a_folder_is_resized_as_the_weights_want(tmp_path: Path) -> None:
+    """To 256 and cropped to 224, from pictures of any size."""
+    pictures(tmp_path / "pictures", torch.rand(15, 3, 30, 40), torch.zeros(15, dtype=torch.int64))
+    Image.new("RGB", (300, 260), "red").save(tmp_path / "pictures" / "a" / "x.png")
+    torch.manual_seed(0)
+    save_file(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / "weights.safetensors")
+    named = named_classifier("squeezenet1_1", str(tmp_path / "weights.safetensors"))
+    assert named.resize == 256
+    name = f"imagefolder:{tmp_path / 'pictures'}"
+    assert named.load(DataOptions(), name, "train").image_shape == (3, 224, 224)
+    assert named.load(DataOptions(size=24), name, "train").image_shape == (3, 24, 24)
+    assert named_classifier("digits-shufflenet").load(DataOptions(), "digits", "test").image_shape == (1, 8, 8)
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +110,6 @@ def test_what_is_wrong_is_said(tmp_path: Path, victim: nn.Module, capsys: pytest
 
 
 def test_the_number_of_classes_is_read_from_the_weights(tmp_path: Path) -> None:
-    import torchvision
-
     torch.manual_seed(0)
     network = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
     save_file(network.state_dict(), tmp_path / "seven.safetensors")
@@ -129,8 +146,6 @@ def test_the_defence_alone_loads_no_attacks() -> None:
 @pytest.mark.parametrize("model", ["mnasnet0_5", "googlenet"])
 def test_weight_files_of_peculiar_models(model: str, tmp_path: Path) -> None:
     """One reads a version from its state dict; one has heads for training, and its own normalisation if it is torchvision's."""
-    import torchvision
-
     torch.manual_seed(0)
     for classes in (1000, 4):
         network = torchvision.models.get_model(model, weights=None, num_classes=classes).eval()

@@ -187,8 +187,8 @@ def test_one_pixel_and_tensors() -> None:
 
 def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     """The same reading serves image folders: 16-bit grey is scaled, rotation obeyed, what is damaged is skipped by name."""
-    folder = tmp_path / "some"
-    folder.mkdir()
+    folder = tmp_path / "pictures" / "some"
+    folder.mkdir(parents=True)
     exif = Image.Exif()
     exif[0x112] = 6
     upper = Image.new("RGB", (32, 16), "white")
@@ -198,7 +198,7 @@ def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     (folder / "c-clear.png").write_bytes(encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 0)), "PNG"))
     (folder / "d-cmyk.jpg").write_bytes(encoded(Image.new("CMYK", (20, 30), (0, 255, 255, 0)), "JPEG"))
     (folder / "e-cut.jpg").write_bytes(encoded(colours(size=(100, 100)), "JPEG")[:700])
-    pool = read_image_folder(tmp_path, size=16)
+    pool = read_image_folder(folder.parent, tmp_path / "cache", size=16)
     assert len(pool.skipped) == 1
     assert "e-cut.jpg" in pool.skipped[0]
     rotated, sixteen, clear, cmyk = pool.pixels

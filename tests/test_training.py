@@ -19,6 +19,7 @@ from torch import Tensor
 import purify
 from purify.attacks import PGD, ThreatModel
 from purify.checkpoint import load_denoiser, read_card
+from purify.cli import main
 from purify.cost import count_macs
 from purify.denoisers import build_denoiser
 from purify.training.augmentation import augment
@@ -320,3 +321,17 @@ def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
 def _bare() -> torch.nn.Module:
     """The digits' classifier, which nobody trained on attacks."""
     return purify.load_classifier("digits-shufflenet")
+
+
+def test_another_classifier_in_the_place_of_the_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "digits-dsae", "--epochs", "1", "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "dsae"), "--model", "digits-shufflenet"]) == 0
+    assert read_card(tmp_path / "dsae" / "digits-dsae.safetensors").recipe["classifier"] == "digits-shufflenet"
+    capsys.readouterr()
+    assert main(["train", "digits-shufflenet", "--model", "digits-shufflenet", "--out", str(tmp_path)]) == 1
+    assert "--model is for denoising recipes" in capsys.readouterr().err
+    photographs = dataclasses.replace(find_recipe("imagenet-dsae"), dataset="digits")
+    assert isinstance(photographs, PurifierRecipe)
+    grey = dataclasses.replace(photographs, architecture=dataclasses.replace(photographs.architecture, channels=1))
+    with pytest.raises(ValueError, match="give it with --model squeezenet1_0 --weights FILE"):
+        run(grey, tmp_path / "photographs")

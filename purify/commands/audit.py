@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
 
     source = command.natural_data or data
     model, training = load_classifier(classifier), command.load(source, "train")
-    values = training.pixels[0].numel()
+    values = math.prod(training.image_shape)
     settings = AuditSettings.suited(values, images=command.images, natural=command.natural, seed=command.seed)
     test, validation = command.load(data, "test").first(settings.images), command.load(source, "val").first(500)
     about = make_baseline(purifier, training).eval() if purifier in BASELINES else load_any(purifier)

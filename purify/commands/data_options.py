@@ -18,9 +18,11 @@ class DataOptions:
     """Folder with the data sets; default: $PURIFY_DATA, else a cache folder with download."""
     size: int | None = None
     """For imagefolder: side in pixels to which images are resized and centre-cropped."""
+    resize: int | None = None
+    """For imagefolder: length of the short side before the crop; default: --size."""
     class_list: Path | None = None
     """For imagefolder: text file with one class folder's name a line, in label order."""
 
     def load(self, name: str, split: Split) -> ImageSet:
         """One split of a data set, found as these options say."""
-        return load_dataset(name, split, data_root=self.data_root, size=self.size, class_list=self.class_list)
+        return load_dataset(name, split, data_root=self.data_root, size=self.size, resize=self.resize, class_list=self.class_list)

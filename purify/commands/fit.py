@@ -37,14 +37,15 @@ class FitCommand(DataOptions):
 def fit(command: FitCommand) -> int:
     """Run ``purify train --data … --model …``."""
     from purify.commands.named_classifier import named_classifier
-    from purify.data import file_stem
+    from purify.data import Split, file_stem
     from purify.fitting import fit_to
 
-    classifier = named_classifier(command.model, command.weights).module
-    training, validation, test = (command.load(command.data, split) for split in ("train", "val", "test"))
+    named = named_classifier(command.model, command.weights)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    training, validation, test = (named.load(command, command.data, split) for split in splits)
     out = command.out or Path("runs/train") / file_stem(command.data)
     fit_to(
-        classifier,
+        named.module,
         training,
         validation,
         test,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from purify.checkpoint import load_classifier, read_card
+from purify.commands.data_options import DataOptions
+from purify.data import ImageSet, Split
 from purify.picture import picture_to_tensor
 from purify.preprocessing import Preprocessing, preprocessing_of
 from purify.pretrained import load_torchvision
@@ -29,6 +31,14 @@ class NamedClassifier:
     """Pictures of any size to such images."""
     categories: Sequence[str]
     """Names of the classes; empty where they are not known."""
+    resize: int | None = None
+    """Length of the short side before the crop to ``image_shape``; None: images are given in their own size."""
+
+    def load(self, options: DataOptions, data: str, split: Split) -> ImageSet:
+        """One split of a data set; a folder's images are resized and cropped as the weights want, unless the options say how."""
+        if self.resize and options.size is None and data.startswith("imagefolder:"):
+            options = replace(options, size=self.image_shape[1], resize=self.resize)
+        return options.load(data, split)
 
 
 def named_classifier(model: str, weights: str = "") -> NamedClassifier:
@@ -54,7 +64,8 @@ def named_classifier(model: str, weights: str = "") -> NamedClassifier:
     shipped = torchvision.models.get_model_weights(model)
     chosen = shipped.__members__.get(weights) or next(iter(shipped))
     side = chosen.transforms().crop_size[0]
-    return NamedClassifier(module, (3, side, side), preprocessing_of(chosen), chosen.meta["categories"])
+    short = max(side, *chosen.transforms().resize_size)
+    return NamedClassifier(module, (3, side, side), preprocessing_of(chosen), chosen.meta["categories"], short)
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from purify.commands.data_options import DataOptions
+
+if TYPE_CHECKING:
+    from purify.eval.tables import DefenceTable, TableSpec
 
 __all__ = ["TablesCommand", "tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TablesCommand(DataOptions):
-    """The defence tables: no defence, the DSAE, JPEG, median filter and PCA, under oblivious and adaptive attacks."""
+    """The defence tables: no defence, the DSAE, JPEG, median filter and PCA, under oblivious and adaptive attacks; with --model
+    those of a classifier and pictures of your own."""
 
     data: tuple[str, ...] = ()
-    """Tables by name; default: all of them (digits, mnist)."""
+    """Tables by name; default: all of them (digits, mnist). With --model one data set, such as imagefolder:PATH."""
+    model: str = ""
+    """A classifier of your own: name of a torchvision one, or name or path of a checkpoint."""
+    weights: str = ""
+    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
+    purifiers: tuple[str, ...] = ()
+    """With --model: names or paths of purifiers' checkpoints to measure beside JPEG and the median filter."""
+    eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255)
+    """With --model: L∞ radii, one table each."""
     out: Path = Path("runs/tables")
     """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
-    """How many test images; default: the table's own (all 450 digits, 500 of MNIST)."""
+    """How many test images; default: the table's own (all 450 digits, 500 of MNIST; 100 with --model)."""
     suite: Literal["fast", "standard", "adaptive"] | None = None
     """Of adaptive attacks; default: adaptive."""
     seed: int = 0
     """Of every random start."""
     full: bool = False
-    """All baselines, not only JPEG, median filter and PCA; some are trained at their first use, into the cache."""
+    """All baselines, not only JPEG, median filter and PCA; some are trained at their first use, into the cache (not with --model:
+    those that learn need a recipe)."""
     variants: bool = False
     """In place of the tables: the DSAE with other codes, encoders and unrolled steps, trained at first use, into the cache."""
     epochs: int | None = None
@@ -40,35 +53,93 @@ class TablesCommand(DataOptions):
 def tables(command: TablesCommand) -> int:
     """Run ``purify tables``; 1 if ``--check`` found a difference."""
     from purify.eval.baselines import BASELINES, IN_EVERY_TABLE
-    from purify.eval.figures import save_figures
-    from purify.eval.reference import compare_with_reference, read_reference
     from purify.eval.tables import TABLES, defence_table
     from purify.eval.trained import TRAINED
 
+    if command.model:
+        return _own(command)
     unknown = [name for name in command.data if name not in TABLES]
     if unknown:
-        raise ValueError(f"no table for {', '.join(unknown)}; known: {', '.join(TABLES)}; for others use `purify evaluate`")
+        raise ValueError(
+            f"no table for {', '.join(unknown)}; known: {', '.join(TABLES)}; for others give --model, or use `purify evaluate`"
+        )
     if command.variants:
         return _variants(command)
     failed = False
     for name in command.data or TABLES:
-        spec = TABLES[name]
-        settings = replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite)
-        spec = replace(spec, settings=settings, images=command.images or spec.images)
-        rows = (*BASELINES, *TRAINED) if command.full else IN_EVERY_TABLE
-        stores = command.out / "stores"
-        table = defence_table(spec, data_root=command.data_root, baselines=rows, stores=stores, quiet=command.quiet)
-        print(f"\n{table.markdown()}\n")
-        written = table.save(command.out)
-        if table.reports:
-            written += save_figures(table, command.out, spec.stem)
-        print("wrote " + ", ".join(str(path) for path in written))
+        table = defence_table(
+            _adjusted(TABLES[name], command),
+            load_split=command.load,
+            baselines=(*BASELINES, *TRAINED) if command.full else IN_EVERY_TABLE,
+            stores=command.out / "stores",
+            quiet=command.quiet,
+        )
+        _write(table, command.out)
         if command.check and table.reports:
-            reference = read_reference(name)
-            found = ["no committed reference"] if reference is None else compare_with_reference(table.to_dict(), reference)
-            print(f"check against the reference: {'; '.join(found) if found else 'every figure within its interval'}")
-            failed |= bool(found)
+            failed |= not _as_the_reference(name, table)
     return int(failed)
+
+
+def _own(command: TablesCommand) -> int:
+    """The tables of a classifier that the command names, one for each eps."""
+    from purify.attacks import ThreatModel
+    from purify.commands.named_classifier import named_classifier
+    from purify.data import file_stem
+    from purify.eval.baselines import BASELINES
+    from purify.eval.tables import TableSpec, defence_table
+
+    if len(command.data) != 1 or command.variants or command.check:
+        raise ValueError(
+            "with --model give one --data, such as imagefolder:PATH, and neither --variants nor --check: they are for the "
+            "shipped tables"
+        )
+    data, named = command.data[0], named_classifier(command.model, command.weights)
+    for eps in command.eps:
+        spec = TableSpec(
+            data=data,
+            classifier=Path(command.model).stem,
+            purifiers=command.purifiers,
+            threat=ThreatModel("linf", eps),
+            images=100,
+            name=f"{file_stem(data)}, {Path(command.model).stem}, eps {eps:.4g}",
+        )
+        table = defence_table(
+            _adjusted(spec, command),
+            load_split=lambda name, split: named.load(command, name, split),
+            classifier=named.module,
+            baselines=tuple(name for name in BASELINES if name != "pca") if command.full else ("jpeg", "median"),
+            stores=command.out / "stores",
+            quiet=command.quiet,
+        )
+        _write(table, command.out)
+    return 0
+
+
+def _adjusted(spec: TableSpec, command: TablesCommand) -> TableSpec:
+    """The table with the command's seed, suite and number of images."""
+    settings = replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite)
+    return replace(spec, settings=settings, images=command.images or spec.images)
+
+
+def _write(table: DefenceTable, out: Path) -> None:
+    """Print the table, write it and its figures, and say where."""
+    from purify.eval.figures import save_figures
+
+    print(f"\n{table.markdown()}\n")
+    written = table.save(out)
+    if table.reports:
+        written += save_figures(table, out, table.spec.stem)
+    print("wrote " + ", ".join(str(path) for path in written))
+
+
+def _as_the_reference(name: str, table: DefenceTable) -> bool:
+    """Whether every figure is within its interval of the committed table."""
+    from purify.eval.reference import compare_with_reference, read_reference
+
+    reference = read_reference(name)
+    found = ["no committed reference"] if reference is None else compare_with_reference(table.to_dict(), reference)
+    print(f"check against the reference: {'; '.join(found) if found else 'every figure within its interval'}")
+    return not found
 
 
 def _variants(command: TablesCommand) -> int:

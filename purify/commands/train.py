@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -11,8 +11,9 @@ import tyro
 
 from purify.commands.data_options import DataOptions
 from purify.commands.fit import FitCommand, fit
+from purify.data import Split
 from purify.training.catalogue import find_recipe, list_recipes
-from purify.training.recipes import Recipe
+from purify.training.recipes import DenoisingRecipe, Recipe
 
 __all__ = ["TrainOptions", "train"]
 
@@ -25,10 +26,15 @@ class TrainOptions(DataOptions):
     """Folder of the run; default: runs/train/RECIPE. A run found there goes on from its last finished epoch."""
     threads: int | None = None
     """Processor threads; default: torch's own choice."""
+    model: str = ""
+    """A classifier in the place of the one that a denoising recipe names: a torchvision one, or a checkpoint's name or path."""
+    weights: str = ""
+    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     quiet: bool = False
     """No progress bar."""
 
 
+_SPLITS: tuple[Split, Split] = ("train", "val")
 _Chosen = TypeVar("_Chosen", bound=Recipe)
 
 
@@ -61,13 +67,22 @@ def train(arguments: Sequence[str]) -> int:
 
     import torch
 
+    from purify.commands.named_classifier import named_classifier
     from purify.training.loop import train as run
     from purify.training.tasks import make_task
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    training = options.load(recipe.dataset, "train")
-    task = make_task(recipe, training, options.load(recipe.dataset, "val"))
+    if options.model:
+        if not isinstance(recipe, DenoisingRecipe):
+            raise ValueError(f"--model is for denoising recipes; {recipe.name} is a {type(recipe).__name__}")
+        named = named_classifier(options.model, options.weights)
+        recipe = replace(recipe, classifier=options.model)
+        training, validation = (named.load(options, recipe.dataset, split) for split in _SPLITS)
+        task = make_task(recipe, training, validation, named.module)
+    else:
+        training, validation = (options.load(recipe.dataset, split) for split in _SPLITS)
+        task = make_task(recipe, training, validation)
     path = run(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
     print(f"wrote {path} and its card {path.with_suffix('.json')}")
     return 0

@@ -129,13 +129,29 @@ register(
         dataset="imagefolder:cifar10-jpeg.zip",
         classifier="cifar10-resnet18",
         architecture=DSAEConfig(channels=3, units=192, atom=6, stride=2, width=96, depth=3),
-        epochs=3,
+        epochs=5,
         batch_size=128,
         flip=True,
-        noise=0.15,
-        attacked=0.4,
+        noise=0.1,
+        attacked=0.5,
+        attack_steps=2,
+        eps=(2 / 255, 10 / 255),
+        l1=0.02,
+    )
+)
+register(
+    PurifierRecipe(
+        name="imagenet-dsae",
+        dataset="imagefolder:imagenet-750.zip",
+        classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
+        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, width=64, depth=4),
+        epochs=40,
+        batch_size=16,
+        crop=16,
+        flip=True,
+        noise=0.08,
         attack_steps=3,
-        eps=(4 / 255, 12 / 255),
+        eps=(1 / 255, 5 / 255),
         l1=0.02,
     )
 )
@@ -155,43 +171,51 @@ register(
         pixel_weight=20.0,
     )
 )
-register(
-    RobustRecipe(
-        name="mnist-dsae-grown",  # mnist-dsae-robust begins with it
-        dataset="mnist",
-        classifiers=("mnist-resnet18",),
-        architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
-        epochs=6,
-        batch_size=128,
-        learning_rate=1e-3,
-        shift=2.0,
-        eps=0.3,
-        growing=0.5,
-        attack_steps=3,
-        final_steps=7,
-        final=0.2,
-        pixel_weight=50.0,
-        feature_weight=0.5,
-        warm_start="mnist-dsae",
-    )
+_MNIST_ROBUST = RobustRecipe(
+    name="mnist-dsae-robust-1",
+    dataset="mnist",
+    classifiers=("mnist-resnet18",),
+    architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
+    epochs=6,
+    batch_size=128,
+    learning_rate=1e-3,
+    shift=2.0,
+    eps=0.3,
+    growing=0.5,
+    attack_steps=3,
+    final_steps=7,
+    final=0.2,
+    pixel_weight=50.0,
+    feature_weight=0.5,
+    warm_start="mnist-dsae",
 )
+"""mnist-dsae-robust is made in three parts, each beginning with the one before."""
+register(_MNIST_ROBUST)
 register(
-    RobustRecipe(
-        name="mnist-dsae-robust",
-        dataset="mnist",
-        classifiers=("mnist-resnet18",),
-        architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
+    dataclasses.replace(
+        _MNIST_ROBUST,
+        name="mnist-dsae-robust-2",
         epochs=3,
-        batch_size=128,
-        learning_rate=1e-3,
-        shift=2.0,
-        eps=0.3,
         growing=0.0,
-        attack_steps=3,
         final_steps=5,
         final=0.4,
         pixel_weight=20.0,
-        warm_start="runs/train/mnist-dsae-grown/mnist-dsae-grown.safetensors",
+        feature_weight=0.0,
+        warm_start="runs/train/mnist-dsae-robust-1/mnist-dsae-robust-1.safetensors",
+    )
+)
+register(
+    dataclasses.replace(
+        _MNIST_ROBUST,
+        name="mnist-dsae-robust",
+        epochs=4,
+        shift=0.0,
+        growing=0.0,
+        attack_steps=4,
+        final=0.25,
+        pixel_weight=20.0,
+        feature_weight=0.0,
+        warm_start="runs/train/mnist-dsae-robust-2/mnist-dsae-robust-2.safetensors",
     )
 )
 register(

@@ -147,7 +147,7 @@ class RobustTask(Task):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Clean accuracy and accuracy under APGD-CE on the whole pipeline (the lowest of several classifiers); the code's figures."""
+        """Clean accuracy and that under APGD-CE on the whole pipeline (the lowest of several classifiers); the code's figures."""
         assert isinstance(model, Student)
         attack = APGD(ThreatModel(self.recipe.norm, self.recipe.eps), steps=self.recipe.validation_steps)
         clean, robust = [], []

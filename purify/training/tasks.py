@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from purify.architecture import build_classifier
@@ -270,19 +269,19 @@ class DenoiserTask(DenoisingTask):
 
 def _named_classifier(recipe: DenoisingRecipe, training: ImageSet) -> nn.Module:
     """The classifier that the recipe names, frozen."""
-    expected = read_card(_beside(recipe.classifier)).image_shape
+    if recipe.classifier in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(
+            f"recipe {recipe.name} was made in front of {recipe.classifier}, which is not shipped: give it with --model "
+            f"{recipe.classifier} --weights FILE"
+        )
+    expected = read_card(recipe.classifier).image_shape
     if expected[0] != training.image_shape[0]:
         raise ValueError(
             f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
             f"data set {training.name} has {training.image_shape[0]}"
         )
-    classifier: nn.Module = load_classifier(_beside(recipe.classifier)).requires_grad_(False)
+    classifier: nn.Module = load_classifier(recipe.classifier).requires_grad_(False)
     return classifier
-
-
-def _beside(classifier: str) -> str | Path:
-    """A shipped name as it is; anything else is a path."""
-    return Path(classifier) if classifier.endswith(".safetensors") else classifier
 
 
 def _check_shape(recipe: str, field: str, channels: int, training: ImageSet) -> None:
