@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -38,6 +39,17 @@ def need(path: str) -> Path:
     return root / path
 
 
+def need_library(name: str) -> None:
+    """Skip unless it is installed; robustbench cannot be imported to find out."""
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return (model(images).argmax(1) == labels).float().mean().item()
+
+
 @pytest.fixture(scope="session")
 def mnist_test() -> ImageSet:
     need("mnist")
@@ -58,6 +70,12 @@ def victim() -> nn.Module:
 @pytest.fixture(scope="session")
 def purifier() -> purify.DenoisingSparseAutoencoder:
     return purify.load("digits-dsae")
+
+
+@pytest.fixture(scope="session")
+def defended() -> purify.PurifiedClassifier:
+    """The shipped digits pair."""
+    return purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
 
 
 @pytest.fixture
