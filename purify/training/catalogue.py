@@ -189,7 +189,7 @@ _MNIST_ROBUST = RobustRecipe(
     feature_weight=0.5,
     warm_start="mnist-dsae",
 )
-"""mnist-dsae-robust is made in three parts, each beginning with the one before."""
+"""mnist-dsae-robust is made in four parts, each beginning with the one before."""
 register(_MNIST_ROBUST)
 register(
     dataclasses.replace(
@@ -207,7 +207,7 @@ register(
 register(
     dataclasses.replace(
         _MNIST_ROBUST,
-        name="mnist-dsae-robust",
+        name="mnist-dsae-robust-3",
         epochs=4,
         shift=0.0,
         growing=0.0,
@@ -216,6 +216,23 @@ register(
         pixel_weight=20.0,
         feature_weight=0.0,
         warm_start="runs/train/mnist-dsae-robust-2/mnist-dsae-robust-2.safetensors",
+    )
+)
+register(
+    dataclasses.replace(
+        _MNIST_ROBUST,
+        name="mnist-dsae-robust",
+        epochs=4,
+        shift=0.0,
+        growing=0.0,
+        learning_rate=5e-4,
+        attack_steps=5,
+        final_steps=10,
+        final=0.25,
+        pixel_weight=20.0,
+        feature_weight=0.0,
+        warm_start="runs/train/mnist-dsae-robust-3/mnist-dsae-robust-3.safetensors",
+        validated=1000,
     )
 )
 register(

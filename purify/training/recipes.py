@@ -167,6 +167,8 @@ class RobustRecipe(Recipe):
     """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
     validation_steps: int = 50
     """Of the APGD-CE on the whole pipeline by which each epoch is judged, and the best one kept."""
+    validated: int = 300
+    """Images of the validation split that are attacked for that: of 300, a difference of 3 points is chance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

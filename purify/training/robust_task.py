@@ -18,9 +18,6 @@ from purify.training.recipes import RobustRecipe
 
 __all__ = ["LastFeatures", "RobustTask", "Student"]
 
-_VALIDATED = 300
-"""Images of the validation split that are attacked after each epoch."""
-
 
 class LastFeatures:
     """What a classifier hands to its last linear layer: the features (N, F), caught as they pass."""
@@ -87,7 +84,7 @@ class RobustTask(Task):
                 )
             purifier.load_state_dict(before.state_dict())
         self.model: Student = Student(purifier, len(training.classes))
-        self.images, self.labels = validation.first(_VALIDATED).batch(slice(None))
+        self.images, self.labels = validation.first(recipe.validated).batch(slice(None))
 
     @property
     def threat(self) -> ThreatModel:
