@@ -75,8 +75,9 @@ class ImageSet:
     def first(self, count: int | None) -> ImageSet:
         """The first ``count`` images (all of them for ``None`` or a larger number)."""
         end = len(self) if count is None else min(count, len(self))
-        rows = torch.arange(end) if self.rows is None else self.rows[:end]
-        return replace(self, labels=self.labels[:end], rows=rows)
+        if self.rows is None:
+            return replace(self, pixels=self.pixels[:end], labels=self.labels[:end])
+        return replace(self, labels=self.labels[:end], rows=self.rows[:end])
 
 
 def cache_folder() -> Path:

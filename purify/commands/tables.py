@@ -35,6 +35,8 @@ class TablesCommand(DataOptions):
     """How many test images; default: the table's own (all 450 digits, 500 of MNIST; 100 with --model)."""
     suite: Literal["fast", "standard", "adaptive"] | None = None
     """Of adaptive attacks; default: adaptive."""
+    checks: int | None = None
+    """The first so many images serve the checks S1 to S13 and the curve; default: 64; 0: neither."""
     seed: int = 0
     """Of every random start."""
     full: bool = False
@@ -116,8 +118,10 @@ def _own(command: TablesCommand) -> int:
 
 
 def _adjusted(spec: TableSpec, command: TablesCommand) -> TableSpec:
-    """The table with the command's seed, suite and number of images."""
-    settings = replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite)
+    """The table with the command's seed, suite, and numbers of images."""
+    own = spec.settings
+    checks = own.check_images if command.checks is None else command.checks
+    settings = replace(own, seed=command.seed, suite=command.suite or own.suite, check_images=checks)
     return replace(spec, settings=settings, images=command.images or spec.images)
 
 

@@ -26,24 +26,31 @@ class TrainOptions(DataOptions):
     """Folder of the run; default: runs/train/RECIPE. A run found there goes on from its last finished epoch."""
     threads: int | None = None
     """Processor threads; default: torch's own choice."""
-    model: str = ""
-    """A classifier in the place of the one that a denoising recipe names: a torchvision one, or a checkpoint's name or path."""
-    weights: str = ""
-    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     quiet: bool = False
     """No progress bar."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenoisingTrainOptions(TrainOptions):
+    """Of `purify train`, where a purifier or denoiser is trained in front of one classifier."""
+
+    model: str = ""
+    """A classifier in the place of the recipe's: name of a torchvision one, or name or path of a checkpoint."""
+    weights: str = ""
+    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
+
+
 _SPLITS: tuple[Split, Split] = ("train", "val")
 _Chosen = TypeVar("_Chosen", bound=Recipe)
+_Options = TypeVar("_Options", bound=TrainOptions)
 
 
 @dataclass(frozen=True)
-class _Training(Generic[_Chosen]):
+class _Training(Generic[_Chosen, _Options]):
     """Settings of one training."""
 
     recipe: _Chosen
-    options: TrainOptions
+    options: _Options
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -56,10 +63,10 @@ def train(arguments: Sequence[str]) -> int:
         print("`purify train RECIPE --help` and `purify train --data --help` show the settings.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     default = find_recipe(arguments[0])
-
+    defaults = DenoisingTrainOptions() if isinstance(default, DenoisingRecipe) else TrainOptions()
     chosen = tyro.cli(
-        tyro.conf.OmitArgPrefixes[_Training[type(default)]],  # type: ignore[misc]
-        default=_Training(default, TrainOptions()),
+        tyro.conf.OmitArgPrefixes[_Training[type(default), type(defaults)]],  # type: ignore[misc]
+        default=_Training(default, defaults),
         args=list(arguments[1:]),
         prog=f"purify train {default.name}",
     )
@@ -73,9 +80,7 @@ def train(arguments: Sequence[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.model:
-        if not isinstance(recipe, DenoisingRecipe):
-            raise ValueError(f"--model is for denoising recipes; {recipe.name} is a {type(recipe).__name__}")
+    if isinstance(options, DenoisingTrainOptions) and options.model:
         named = named_classifier(options.model, options.weights)
         recipe = replace(recipe, classifier=options.model)
         training, validation = (named.load(options, recipe.dataset, split) for split in _SPLITS)

@@ -171,68 +171,23 @@ register(
         pixel_weight=20.0,
     )
 )
-_MNIST_ROBUST = RobustRecipe(
-    name="mnist-dsae-robust-1",
-    dataset="mnist",
-    classifiers=("mnist-resnet18",),
-    architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
-    epochs=6,
-    batch_size=128,
-    learning_rate=1e-3,
-    shift=2.0,
-    eps=0.3,
-    growing=0.5,
-    attack_steps=3,
-    final_steps=7,
-    final=0.2,
-    pixel_weight=50.0,
-    feature_weight=0.5,
-    warm_start="mnist-dsae",
-)
-"""mnist-dsae-robust is made in four parts, each beginning with the one before."""
-register(_MNIST_ROBUST)
 register(
-    dataclasses.replace(
-        _MNIST_ROBUST,
-        name="mnist-dsae-robust-2",
-        epochs=3,
-        growing=0.0,
-        final_steps=5,
-        final=0.4,
-        pixel_weight=20.0,
-        feature_weight=0.0,
-        warm_start="runs/train/mnist-dsae-robust-1/mnist-dsae-robust-1.safetensors",
-    )
-)
-register(
-    dataclasses.replace(
-        _MNIST_ROBUST,
-        name="mnist-dsae-robust-3",
-        epochs=4,
-        shift=0.0,
-        growing=0.0,
-        attack_steps=4,
-        final=0.25,
-        pixel_weight=20.0,
-        feature_weight=0.0,
-        warm_start="runs/train/mnist-dsae-robust-2/mnist-dsae-robust-2.safetensors",
-    )
-)
-register(
-    dataclasses.replace(
-        _MNIST_ROBUST,
+    RobustRecipe(
         name="mnist-dsae-robust",
-        epochs=4,
-        shift=0.0,
-        growing=0.0,
-        learning_rate=5e-4,
-        attack_steps=5,
-        final_steps=10,
+        dataset="mnist",
+        classifiers=("mnist-resnet18",),
+        architecture=DSAEConfig(units=96, atom=6, stride=2, width=64, depth=3),
+        epochs=10,
+        batch_size=128,
+        learning_rate=1e-3,
+        eps=0.3,
+        growing=0.1,
+        attack_steps=4,
+        final_steps=7,
         final=0.25,
         pixel_weight=20.0,
-        feature_weight=0.0,
-        warm_start="runs/train/mnist-dsae-robust-3/mnist-dsae-robust-3.safetensors",
-        validated=1000,
+        warm_start="mnist-dsae",
+        validated=500,
     )
 )
 register(
