@@ -190,6 +190,20 @@ def test_crops_are_whole_pixels_of_the_padded_image() -> None:
     assert len({found[0] for found in places}) > 4
 
 
+def test_windows_are_cut_out_of_each_image_at_its_own_place() -> None:
+    x = torch.rand(12, 3, 8, 6)
+    windows = augment(x, short(shift=0, rotate=0, zoom=0, window=4), torch.Generator().manual_seed(0))
+    assert windows.shape == (12, 3, 4, 4)
+    places = [
+        [(i, j) for i in range(5) for j in range(3) if torch.equal(out, image[:, i : i + 4, j : j + 4])]
+        for out, image in zip(windows, x, strict=True)
+    ]
+    assert all(len(found) == 1 for found in places)
+    assert len({found[0] for found in places}) > 4
+    with pytest.raises(ValueError, match=r"recipe .*: window is 7, but the images are \(8, 6\)"):
+        augment(x, short(shift=0, rotate=0, zoom=0, window=7), torch.Generator().manual_seed(0))
+
+
 def test_cutout_blackens_one_square_of_each_image() -> None:
     x = torch.full((40, 3, 10, 9), 0.5)
     cut = augment(x, short(shift=0, rotate=0, zoom=0, cutout=4), torch.Generator().manual_seed(0))

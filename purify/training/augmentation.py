@@ -14,9 +14,17 @@ __all__ = ["augment"]
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift, rotate, zoom, mirror and blacken each image (N, C, H, W) by its own random amounts; black beyond the border."""
+    """Shift, cut, rotate, zoom, mirror and blacken each image (N, C, H, W) by its own random amounts; black beyond the border.
+
+    Raises:
+        ValueError: the recipe's window is larger than the images.
+    """
     if recipe.crop:
-        images = _crop(images, recipe.crop, generator)
+        images = _cut(F.pad(images, [recipe.crop] * 4), images.shape[-2], images.shape[-1], generator)
+    if recipe.window:
+        if recipe.window > min(images.shape[-2:]):
+            raise ValueError(f"recipe {recipe.name}: window is {recipe.window}, but the images are {tuple(images.shape[-2:])}")
+        images = _cut(images, recipe.window, recipe.window, generator)
     if recipe.cutout:
         images = _cutout(images, recipe.cutout, generator)
     if not (recipe.shift or recipe.rotate or recipe.zoom or recipe.flip):
@@ -32,14 +40,14 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
 
 
-def _crop(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Pad by ``most`` black pixels and cut each image (N, C, H, W) out again at its own random place."""
-    n, c, h, w = images.shape
-    padded = F.pad(images, (most, most, most, most))
-    down, across = torch.randint(2 * most + 1, (2, n), generator=generator)
+def _cut(images: Tensor, h: int, w: int, generator: torch.Generator) -> Tensor:
+    """Cut h × w pixels out of each image (N, C, H, W), each at its own random place."""
+    n, c, height, width = images.shape
+    down = torch.randint(height - h + 1, (n,), generator=generator)
+    across = torch.randint(width - w + 1, (n,), generator=generator)
     rows = (down[:, None] + torch.arange(h))[:, None, :, None]
     columns = (across[:, None] + torch.arange(w))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(c)[None, :, None, None], rows, columns]
+    return images[torch.arange(n)[:, None, None, None], torch.arange(c)[None, :, None, None], rows, columns]
 
 
 def _cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -42,6 +42,8 @@ class Recipe:
     """Augmentation: largest shift, in pixels and fractions of them."""
     crop: int = 0
     """Augmentation: largest shift by whole pixels, which blurs nothing (for photographs; padding and random crop)."""
+    window: int = 0
+    """Augmentation: side of the square cut at random out of each image, for networks that take any size (0: the whole image)."""
     rotate: float = 0.0
     """Augmentation: largest rotation, in degrees."""
     zoom: float = 0.0
@@ -53,7 +55,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("crop", "cutout"):
+        for name in ("crop", "window", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"recipe {self.name}: {name} must not be negative, got {getattr(self, name)}")
         if self.optimizer not in ("adamw", "sgd"):
