@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,10 @@ from purify.images import check_images
 from purify.sparse import CodeName, make_code
 
 __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
+
+EncoderName = Literal["deep", "shortcut", "pyramid", "linear", "tied"]
+_HALF = 0.5
+"""Of an atom: a new unit's row in a linear encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,10 @@ class DSAEConfig:
     """Side of a (square) atom."""
     stride: int = 2
     """The code has one position for each stride × stride pixels."""
-    encoder: Literal["deep", "pyramid", "linear", "tied"] = "deep"
-    """deep: residual convolutions, then linear; pyramid: the same at three scales (:class:`purify.encoder.PyramidTrunk`);
-    linear: one learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
+    encoder: EncoderName = "deep"
+    """deep: residual convolutions, then linear; shortcut: linear, with a deep one added (detail is there from the first step, and
+    few photographs are enough to learn from); pyramid: as deep, at three scales (:class:`purify.encoder.PyramidTrunk`); linear: one
+    learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
     width: int = 64
     """Hidden channels of the deep encoder; of the pyramid at its finest scale."""
     depth: int = 3
@@ -57,8 +62,8 @@ class DSAEConfig:
             )
         if not 0 < self.density <= 1:
             raise ValueError(f"DSAEConfig.density must be above 0 and at most 1, got {self.density}")
-        if self.encoder not in ("deep", "pyramid", "linear", "tied"):
-            raise ValueError(f"DSAEConfig.encoder must be 'deep', 'pyramid', 'linear' or 'tied', got {self.encoder!r}")
+        if self.encoder not in get_args(EncoderName):
+            raise ValueError(f"DSAEConfig.encoder must be one of {', '.join(get_args(EncoderName))}, got {self.encoder!r}")
         if self.encoder == "pyramid" and (self.stride % 4 or self.width % 2):
             raise ValueError(
                 "DSAEConfig.encoder 'pyramid' needs a stride that is a multiple of 4 and an even width, got stride "
@@ -113,19 +118,35 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.sparsify = make_code(config.code, density=config.density, steps=config.steps)
         self.stem: nn.Module = nn.Identity()
         self.blocks: nn.Module = nn.Identity()
+        self._make_encoder(config)
+
+    def _make_encoder(self, config: DSAEConfig) -> None:
+        """The layers of E, before their training."""
         if config.encoder == "tied":
             self.log_step_size = nn.Parameter(torch.tensor(math.log(self._first_step_size())))  # log η
         elif config.encoder == "linear":
-            self.analysis = nn.Conv2d(config.channels, config.units, config.atom, config.stride, self.overlap)
+            self.analysis = self._image_layer(config.units)
             with torch.no_grad():  # starts as the tied encoder with η = 1
                 self.analysis.weight.copy_(self.dictionary)
         elif config.encoder == "pyramid":
             self.stem = PyramidTrunk(config.channels, config.width, config.depth, config.stride)
             self.analysis = nn.Conv2d(2 * config.width, config.units, 3, padding=1)
         else:
-            self.stem = nn.Conv2d(config.channels, config.width, config.atom, config.stride, self.overlap)
+            self.stem = self._image_layer(config.width)
             self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
             self.analysis = nn.Conv2d(config.width, config.units, 3, padding=1)
+        if config.encoder == "shortcut":
+            self.shortcut = self._image_layer(config.units, bias=False)
+            with torch.no_grad():  # starts as a linear autoencoder: atoms in pairs of either sign, and nothing deep
+                half = config.units // 2
+                self.atoms[half : 2 * half] = -self.atoms[:half]
+                self.shortcut.weight.copy_(_HALF * self.dictionary)
+                self.analysis.weight.zero_()
+                cast(Tensor, self.analysis.bias).zero_()
+
+    def _image_layer(self, width: int, *, bias: bool = True) -> nn.Conv2d:
+        """A convolution that sees the image as the atoms do."""
+        return nn.Conv2d(self.config.channels, width, self.config.atom, self.config.stride, self.overlap, bias=bias)
 
     @property
     def dictionary(self) -> Tensor:
@@ -198,6 +219,8 @@ class DenoisingSparseAutoencoder(nn.Module):
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
         mine: list[tuple[str, Tensor]] = [("atoms", self.atoms), ("raw_threshold", self.raw_threshold)]
+        if self.config.encoder == "shortcut":
+            mine += [("shortcut.weight", self.shortcut.weight)]
         if self.config.encoder != "tied":
             mine += [("analysis.weight", self.analysis.weight)]
             mine += [("analysis.bias", self.analysis.bias)] if self.analysis.bias is not None else []
@@ -221,7 +244,10 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.atoms[units] = F.normalize(chosen + 1e-6, dim=1).view(-1, *self.atoms.shape[1:])
         self.raw_threshold[units] = _inverse_softplus(0.05)
         if self.config.encoder == "linear":
-            self.analysis.weight[units] = 0.5 * self.atoms[units]
+            self.analysis.weight[units] = _HALF * self.atoms[units]
+        elif self.config.encoder == "shortcut":
+            self.shortcut.weight[units] = _HALF * self.atoms[units]
+            self.analysis.weight[units] = 0.0
         elif self.config.encoder != "tied":
             spread = 0.5 * self.analysis.weight.std()
             self.analysis.weight[units] = spread * torch.randn(self.analysis.weight[units].shape, generator=generator)
@@ -257,7 +283,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         if self.config.encoder == "tied":
             return self.log_step_size.exp() * F.conv2d(rest, dictionary, None, self.config.stride, self.overlap)
         out: Tensor = self.analysis(self.blocks(self.stem(rest)))
-        return out
+        return out + self.shortcut(rest) if self.config.encoder == "shortcut" else out
 
     def _synthesise(self, code: Tensor, dictionary: Tensor) -> Tensor:
         """D: (N, K, h, w) to (N, C, H, W)."""

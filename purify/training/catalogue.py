@@ -144,16 +144,17 @@ register(
         name="imagenet-dsae",
         dataset="imagefolder:imagenet-750.zip",
         classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
-        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, width=64, depth=4),
-        epochs=130,
+        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4),
+        epochs=100,
         batch_size=16,
+        learning_rate=4e-3,
         window=112,
         flip=True,
         noise=0.08,
         attack_steps=3,
         eps=(1 / 255, 5 / 255),
         pixel_weight=500.0,
-        l1=0.02,
+        l1=0.01,
     )
 )
 register(
