@@ -36,8 +36,8 @@ class DSAEConfig:
     """The code has one position for each stride × stride pixels."""
     encoder: EncoderName = "deep"
     """deep: residual convolutions, then linear; shortcut: linear, with a deep one added (detail is there from the first step, and
-    few photographs are enough to learn from); pyramid: as deep, at three scales (:class:`purify.encoder.PyramidTrunk`); linear: one
-    learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
+    few photographs are enough to learn from); pyramid: as deep, at three scales (:class:`purify.encoder.PyramidTrunk`); linear:
+    one learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
     width: int = 64
     """Hidden channels of the deep encoder; of the pyramid at its finest scale."""
     depth: int = 3
