@@ -26,7 +26,7 @@ from purify.training.augmentation import augment
 from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
 from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustRecipe
-from purify.training.tasks import PurifierTask, make_task
+from purify.training.tasks import DenoisingTask, PurifierTask, make_task
 
 
 def short(name: str = "digits-dsae", **changes: object) -> Recipe:
@@ -159,6 +159,21 @@ def test_the_classifier_stays_frozen(tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in task.classifier.state_dict().items()}
     train(task, recipe, training, tmp_path, quiet=True)
     assert all(torch.equal(before[k], v) for k, v in task.classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["digits-dsae", "digits-dense"])
+def test_the_classifier_is_not_asked_while_pictures_alone_are_learnt(name: str) -> None:
+    recipe = short(name, pixels_first=0.5)
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(recipe, training, validation)
+    assert isinstance(task, DenoisingTask)
+    asked = []
+    task.classifier.register_forward_hook(lambda *_: asked.append(1))
+    for share, expected in ((0.0, False), (0.49, False), (0.5, True)):
+        task.share_done = share
+        loss, _ = task.loss(*training.batch(slice(0, 8)), torch.Generator().manual_seed(0))
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert bool(asked) is expected
 
 
 def test_augmentation() -> None:

@@ -127,16 +127,23 @@ class DenoisingTask(Task):
         self.attacked: Tensor | None = None
 
     def agreement(self, images: Tensor, purified: Tensor) -> Tensor:
-        """KL( f(x) ‖ f(x̂) ), the mean over images."""
+        """KL( f(x) ‖ f(x̂) ), the mean over images; 0 as long as pictures alone are learnt."""
+        if not self.with_classifier:
+            return torch.zeros(())
         with torch.no_grad():
             before = self.classifier(images)
         after = self.classifier(purified)
         return F.kl_div(F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean")
 
+    @property
+    def with_classifier(self) -> bool:
+        """Whether the present step attacks and asks the classifier."""
+        return self.share_done >= self.denoising.pixels_first
+
     def disturb(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """A part of the batch attacked on the bare classifier, the rest with noise."""
         recipe = self.denoising
-        count = round(recipe.attacked * len(images))
+        count = round(recipe.attacked * len(images)) if self.with_classifier else 0
         low, high = recipe.eps
         eps = low + (high - low) * float(torch.rand((), generator=generator))
         parts = []
