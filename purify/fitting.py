@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from purify.training.tasks import make_task
 __all__ = ["Fitted", "fit", "fit_to", "suggest_recipe"]
 
 _STEPS = 1500
-"""Of the optimiser, unless the caller says how many epochs."""
+"""Of the optimiser, unless the caller says how many epochs; twice as many for large images, more than half of which need no
+classifier."""
 _SHARES = (0.8, 0.08, 0.12)
 """Training, validation and test part of images that come without parts."""
 _ASKED_AT_ONCE = 64
@@ -132,6 +133,8 @@ def fit_to(
         quiet: see :func:`fit`.
     """
     recipe = suggest_recipe(training, eps=eps, epochs=epochs, seed=seed)
+    if recipe.window and not _takes(classifier, training.image_shape[0], recipe.window):
+        recipe = replace(recipe, window=0)
     learnt = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     try:
         path = train(make_task(recipe, training, validation, classifier), recipe, training, folder, quiet=quiet)
@@ -170,17 +173,14 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
         units, wide = (192, 96) if colour else (96, 64)
         architecture = DSAEConfig(channels=channels, units=units, atom=6, stride=2, width=wide, depth=3)
     else:  # a quarter of the resolution
-        architecture = DSAEConfig(channels=channels, units=128, atom=8, stride=4, width=64, depth=4)
-    batch = 128 if side <= 64 else 16
-    steps = math.ceil(len(training) / batch)
+        architecture = DSAEConfig(channels=channels, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4)
     strength = eps if eps is not None else (8 / 255 if colour else 0.2)
-    return PurifierRecipe(
+    recipe = PurifierRecipe(
         name="fitted-dsae",
         dataset=training.name,
         classifier="given",
         architecture=architecture,
-        epochs=epochs or max(2, math.ceil(_STEPS / steps)),
-        batch_size=batch,
+        batch_size=128 if side <= 64 else 16,
         flip=colour,
         noise=min(2.0 * strength, 0.4),
         attack_steps=3,
@@ -188,6 +188,21 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
         l1=0.04 if not colour else 0.02,
         seed=seed,
     )
+    if side > 64:
+        window = side // 2 if side >= 128 else 0
+        recipe = replace(recipe, window=window, learning_rate=4e-3, pixel_weight=500.0, pixels_first=0.6, l1=0.01)
+    steps = _STEPS if side <= 64 else 2 * _STEPS
+    return replace(recipe, epochs=epochs or max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))))
+
+
+@torch.no_grad()
+def _takes(classifier: nn.Module, channels: int, side: int) -> bool:
+    """Whether it classifies squares of that side: vision transformers know but one size."""
+    try:
+        classifier(torch.zeros(1, channels, side, side))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return True
 
 
 def _as_bytes(images: Tensor) -> Tensor:

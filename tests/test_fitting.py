@@ -19,7 +19,8 @@ import purify
 from purify.cli import main
 from purify.commands.data_options import DataOptions
 from purify.commands.named_classifier import named_classifier
-from purify.fitting import suggest_recipe
+from purify.fitting import fit_to, suggest_recipe
+from purify.training.catalogue import find_recipe
 
 
 def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +124,21 @@ def test_the_number_of_classes_is_read_from_the_weights(tmp_path: Path) -> None:
             )
 
 
+def test_a_classifier_of_one_size_learns_from_whole_images(tmp_path: Path) -> None:
+    """The windows that other classifiers of photographs learn from would stop a vision transformer."""
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(
+        image_size=128, patch_size=32, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=2
+    ).eval()
+    pixels = torch.randint(256, (6, 3, 128, 128), dtype=torch.uint8)
+    with torch.no_grad():
+        wrong = 1 - network(pixels / 255).argmax(1)  # nothing is left to attack in the table
+    images = purify.data.ImageSet("x", "train", pixels, wrong, ("a", "b"))
+    assert suggest_recipe(images).window == 64
+    fitted = fit_to(network, images, images, images, epochs=2, folder=tmp_path, tested=1, quiet=True)
+    assert json.loads(fitted.path.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]["window"] == 0
+
+
 def test_recipes_follow_the_images() -> None:
     def images(channels: int, side: int, n: int = 400) -> purify.data.ImageSet:
         pixels = torch.zeros(n, channels, side, side, dtype=torch.uint8)
@@ -134,7 +150,9 @@ def test_recipes_follow_the_images() -> None:
     assert small.architecture.channels == 3
     assert small.eps[1] == pytest.approx(8 / 255)
     assert photographs.architecture.stride == 4
-    assert photographs.epochs == 60  # 1,500 steps of 16 images
+    assert photographs.architecture == find_recipe("imagenet-dsae").architecture
+    assert photographs.window == 112
+    assert photographs.epochs == 120  # 3,000 steps of 16 images
     assert suggest_recipe(images(1, 28), epochs=3, eps=0.1).epochs == 3
 
 
