@@ -145,16 +145,16 @@ register(
         dataset="imagefolder:imagenet-750.zip",
         classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
         architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4),
-        epochs=150,
+        epochs=120,
         batch_size=16,
-        learning_rate=4e-3,
         window=112,
         flip=True,
-        noise=0.08,
+        noise=0.05,
+        attacked=0.75,
         attack_steps=3,
         eps=(1 / 255, 5 / 255),
-        pixel_weight=500.0,
-        pixels_first=0.6,
+        pixel_weight=50.0,
+        pixels_first=0.5,
         l1=0.01,
     )
 )
