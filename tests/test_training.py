@@ -96,6 +96,33 @@ def test_sigint_saves_in_the_middle_of_an_epoch(unbroken: bytes, tmp_path: Path)
     assert run(recipe, tmp_path).read_bytes() == unbroken
 
 
+def test_optimiser_and_schedule_start_anew_where_the_loss_changes(tmp_path: Path) -> None:
+    """Also in a run that was stopped exactly there."""
+    recipe = short(epochs=2, pixels_first=0.5)  # five batches of pictures alone, then five with the classifier
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    unbroken = run(recipe, tmp_path / "unbroken").read_bytes()
+    optimizer = torch.load(tmp_path / "unbroken" / "state.pt", weights_only=True)["optimizer"]
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {5}
+    assert 0 < optimizer["param_groups"][0]["lr"] < recipe.learning_rate
+
+    task, steps = make_task(recipe, training, validation), 0
+    real = task.loss
+
+    def loss(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            signal.raise_signal(signal.SIGINT)
+        return real(images, labels, generator)
+
+    task.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterruptedError):
+        train(task, recipe, training, tmp_path / "broken", quiet=True)
+    assert run(recipe, tmp_path / "broken").read_bytes() == unbroken
+    with pytest.raises(ValueError, match="pixels_first must be in"):
+        short(pixels_first=2.0)
+
+
 def test_works_outside_the_main_thread(unbroken: bytes, tmp_path: Path) -> None:
     found: list[bytes] = []
     thread = threading.Thread(target=lambda: found.append(run(short(), tmp_path).read_bytes()))

@@ -147,6 +147,7 @@ register(
         architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4),
         epochs=120,
         batch_size=16,
+        learning_rate=1e-3,
         window=112,
         flip=True,
         noise=0.05,

@@ -61,6 +61,9 @@ class Task(ABC):
 
     share_done: float = 0.0
     """How far the run is, 0 … 1; set before each step."""
+    changes_at: float = 0.0
+    """Share of the run after which the loss becomes another: the optimiser then forgets the old one's gradients, and the learning
+    rate rises and falls again. 0: it does not."""
 
     def end_epoch(self, share_done: float, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, float]:
         """Called after each epoch's last step; returns what happened."""
@@ -166,8 +169,12 @@ class _Run:
         seed = self.recipe.seed * 1_000_003 + self.total_steps + 500_000_003 * distributed.rank()
         torch.manual_seed(seed)  # dropout; forked from the user's stream by the caller
         generator = torch.Generator().manual_seed(seed)
+        before, changes = self.task.share_done, self.task.changes_at
+        if before < changes <= progress:
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _schedule(progress)
+            within = progress / changes if progress < changes else (progress - changes) / (1 - changes)
+            group["lr"] = self.recipe.learning_rate * _schedule(within)
         self.task.share_done = progress
         shown: dict[str, float] = {}
         loss = torch.zeros(())
@@ -224,6 +231,7 @@ class _Run:
             "recipe": json.dumps(dataclasses.asdict(self.recipe), sort_keys=True),
             "position": (self.epoch, self.batch, self.total_steps),
             "seconds": self.seconds,
+            "share_done": self.task.share_done,
             "history": self.history,
             "model": self.task.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -246,6 +254,7 @@ class _Run:
             changed = [f"{k}: {before.get(k)} there, {now.get(k)} here" for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give another --out")
         self.epoch, self.batch, self.total_steps = state["position"]
+        self.task.share_done = state.get("share_done", 0.0)
         self.seconds, self.history, self.best = state["seconds"], state["history"], state.get("best")
         self.task.model.load_state_dict(state["model"])
         if self.averaged is not None:

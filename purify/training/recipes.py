@@ -112,7 +112,12 @@ class DenoisingRecipe(Recipe):
     """Of KL(classifier(clean) ‖ classifier(purified))."""
     pixels_first: float = 0.0
     """Share of the run, at its beginning, that learns pictures alone: noise, no attacks, no classifier. Many times cheaper, and a
-    classifier's gradients say little as long as it recognises nothing."""
+    classifier's gradients say little as long as it recognises nothing. The optimiser and its schedule then start anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pixels_first <= 1:
+            raise ValueError(f"recipe {self.name}: pixels_first must be in [0, 1], got {self.pixels_first}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,7 @@ class DenoisingTask(Task):
         classifier: nn.Module | None = None,
     ) -> None:
         self.denoising, self.shape = recipe, training.image_shape
+        self.changes_at = recipe.pixels_first
         _check_shape(recipe.name, "architecture.channels", channels, training)
         self.classifier = _named_classifier(recipe, training) if classifier is None else classifier.requires_grad_(False)
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
