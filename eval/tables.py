@@ -75,14 +75,6 @@ TABLES: dict[str, TableSpec] = {
         threat=ThreatModel("linf", 0.2),
         images=500,
     ),
-    "mnist-0.3": TableSpec(
-        data="mnist",
-        classifier="mnist-resnet18",
-        purifiers=("mnist-dsae", "mnist-dsae-robust"),
-        threat=ThreatModel("linf", 0.3),
-        images=500,
-        name="mnist-0.3",
-    ),
 }
 """The tables that ``purify tables`` makes, by name."""
 
