@@ -157,6 +157,7 @@ register(
         pixel_weight=50.0,
         pixels_first=0.5,
         l1=0.01,
+        revive_until=0.0,
     )
 )
 register(
