@@ -191,7 +191,14 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
     if side > 64:
         window = side // 2 if side >= 128 else 0
         recipe = replace(
-            recipe, window=window, learning_rate=1e-3, attacked=0.75, pixel_weight=50.0, pixels_first=0.5, l1=0.01, revive_until=0.0
+            recipe,
+            window=window,
+            learning_rate=1e-3,
+            attacked=0.75,
+            pixel_weight=50.0,
+            pixels_first=0.5,
+            l1=0.01,
+            revive_until=0.0,
         )
     steps = _STEPS if side <= 64 else 2 * _STEPS
     return replace(recipe, epochs=epochs or max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))))
