@@ -35,15 +35,15 @@ _STYLE = {
 
 
 def save_figures(table: DefenceTable, folder: Path, stem: str) -> list[Path]:
-    """Draw all three into ``<stem>-examples.png``, ``-margins.png`` and ``-eps.png``; returns the paths."""
+    """Draw ``<stem>-examples.png``, ``-margins.png`` and, where curves were measured, ``-eps.png``; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawings = {"examples": draw_examples, "margins": draw_margins}
+    if any(report.curve is not None for report in table.reports):
+        drawings["eps"] = draw_curves
     written = []
     with plt.rc_context(_STYLE):  # type: ignore[arg-type]
-        for name, figure in (
-            ("examples", draw_examples(table)),
-            ("margins", draw_margins(table)),
-            ("eps", draw_curves(table)),
-        ):
+        for name, draw in drawings.items():
+            figure = draw(table)
             path = folder / f"{stem}-{name}.png"
             figure.savefig(path)
             plt.close(figure)

@@ -73,6 +73,7 @@ def test_command_line_on_a_small_folder(tmp_path: Path, capsys: pytest.CaptureFi
     command = ["tables", *command[1:], "--purifiers", str(purifier), "--eps", "0.01", "0.02", "--suite", "fast", "--quiet"]
     assert main([*command, "--images", "6", "--checks", "0", "--out", str(tmp_path / "tables")]) == 0
     out = capsys.readouterr().out
+    assert not list((tmp_path / "tables").glob("*-eps.png"))  # without checks no curve is measured
     for eps in ("0.01", "0.02"):
         assert f"### imagefolder-pictures, squeezenet1_1, eps {eps}, " in out
         figures = json.loads((tmp_path / "tables" / f"imagefolder-pictures-squeezenet1_1-eps-{eps}.json").read_text("utf-8"))
