@@ -18,8 +18,8 @@ from purify.sparse import CodeName, make_code
 __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
 
 EncoderName = Literal["deep", "shortcut", "pyramid", "linear", "tied"]
-_HALF = 0.5
-"""Of an atom: a new unit's row in a linear encoder."""
+_FIRST_GAIN = 0.5
+"""Of a new unit's row in a linear encoder: so many times its atom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class DenoisingSparseAutoencoder(nn.Module):
             with torch.no_grad():  # starts as a linear autoencoder: atoms in pairs of either sign, and nothing deep
                 half = config.units // 2
                 self.atoms[half : 2 * half] = -self.atoms[:half]
-                self.shortcut.weight.copy_(_HALF * self.dictionary)
+                self.shortcut.weight.copy_(_FIRST_GAIN * self.dictionary)
                 self.analysis.weight.zero_()
                 cast(Tensor, self.analysis.bias).zero_()
 
@@ -244,9 +244,9 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.atoms[units] = F.normalize(chosen + 1e-6, dim=1).view(-1, *self.atoms.shape[1:])
         self.raw_threshold[units] = _inverse_softplus(0.05)
         if self.config.encoder == "linear":
-            self.analysis.weight[units] = _HALF * self.atoms[units]
+            self.analysis.weight[units] = _FIRST_GAIN * self.atoms[units]
         elif self.config.encoder == "shortcut":
-            self.shortcut.weight[units] = _HALF * self.atoms[units]
+            self.shortcut.weight[units] = _FIRST_GAIN * self.atoms[units]
             self.analysis.weight[units] = 0.0
         elif self.config.encoder != "tied":
             spread = 0.5 * self.analysis.weight.std()

@@ -19,6 +19,7 @@ from purify.data import ImageSet, Split, split_indices
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report
 from purify.images import check_images, check_labels
+from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import PurifierRecipe
 from purify.training.tasks import make_task
@@ -26,8 +27,7 @@ from purify.training.tasks import make_task
 __all__ = ["Fitted", "fit", "fit_to", "suggest_recipe"]
 
 _STEPS = 1500
-"""Of the optimiser, unless the caller says how many epochs; twice as many for large images, more than half of which need no
-classifier."""
+"""Of the optimiser, unless the caller says how many epochs; twice as many for large images, half of which need no classifier."""
 _SHARES = (0.8, 0.08, 0.12)
 """Training, validation and test part of images that come without parts."""
 _ASKED_AT_ONCE = 64
@@ -167,41 +167,39 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
     """
     channels, height, width = training.image_shape
     side, colour = min(height, width), channels > 1
-    if side <= 16:
-        architecture = DSAEConfig(channels=channels, units=32 * channels, atom=4, stride=2, width=32, depth=2)
-    elif side <= 64:
-        units, wide = (192, 96) if colour else (96, 64)
-        architecture = DSAEConfig(channels=channels, units=units, atom=6, stride=2, width=wide, depth=3)
-    else:  # a quarter of the resolution
-        architecture = DSAEConfig(channels=channels, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4)
+    if side > 64:
+        photographs = find_recipe("imagenet-dsae")
+        assert isinstance(photographs, PurifierRecipe)
+        architecture = replace(photographs.architecture, channels=channels)
+        recipe = replace(photographs, architecture=architecture, window=side // 2 if side >= 128 else 0)
+    else:
+        if side <= 16:
+            architecture = DSAEConfig(channels=channels, units=32 * channels, atom=4, stride=2, width=32, depth=2)
+        else:
+            units, wide = (192, 96) if colour else (96, 64)
+            architecture = DSAEConfig(channels=channels, units=units, atom=6, stride=2, width=wide, depth=3)
+        recipe = PurifierRecipe(
+            name="fitted-dsae",
+            dataset=training.name,
+            classifier="given",
+            architecture=architecture,
+            batch_size=128,
+            attack_steps=3,
+            l1=0.02 if colour else 0.04,
+        )
+    steps = _STEPS if side <= 64 else 2 * _STEPS
     strength = eps if eps is not None else (8 / 255 if colour else 0.2)
-    recipe = PurifierRecipe(
+    return replace(
+        recipe,
         name="fitted-dsae",
         dataset=training.name,
         classifier="given",
-        architecture=architecture,
-        batch_size=128 if side <= 64 else 16,
         flip=colour,
         noise=min(2.0 * strength, 0.4),
-        attack_steps=3,
         eps=(strength / 2, strength),
-        l1=0.04 if not colour else 0.02,
+        epochs=epochs or max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))),
         seed=seed,
     )
-    if side > 64:
-        window = side // 2 if side >= 128 else 0
-        recipe = replace(
-            recipe,
-            window=window,
-            learning_rate=1e-3,
-            attacked=0.75,
-            pixel_weight=50.0,
-            pixels_first=0.5,
-            l1=0.01,
-            revive_until=0.0,
-        )
-    steps = _STEPS if side <= 64 else 2 * _STEPS
-    return replace(recipe, epochs=epochs or max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))))
 
 
 @torch.no_grad()

@@ -18,13 +18,13 @@ hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = os.environ.get("PURIFY_DATA")  # as the tests began: some of them take it away
 
 
 def data_root() -> Path | None:
     """``PURIFY_DATA``, else a folder ``shared/data`` beside the checkout, else None."""
-    given = os.environ.get("PURIFY_DATA")
     beside = ROOT.parent / "shared" / "data"
-    return Path(given) if given else beside if beside.exists() else None
+    return Path(DATA) if DATA else beside if beside.exists() else None
 
 
 def need(path: str) -> Path:
