@@ -75,6 +75,14 @@ TABLES: dict[str, TableSpec] = {
         threat=ThreatModel("linf", 0.2),
         images=500,
     ),
+    "mnist-0.3": TableSpec(
+        name="mnist-0.3",
+        data="mnist",
+        classifier="mnist-resnet18",
+        purifiers=("mnist-dsae", "mnist-dsae-robust"),
+        threat=ThreatModel("linf", 0.3),
+        images=500,
+    ),
 }
 """The tables that ``purify tables`` makes, by name."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import Conv2dNormActivation
 
 from purify.convolution import speed_up_small_maps
 
@@ -23,9 +24,9 @@ class ClassifierConfig:
     channels: int = 3
     """Image channels that the first convolution takes."""
     small_stem: bool = False
-    """First convolution 3×3 with stride 1, for images of about 64 pixels or fewer (resnet and shufflenet families)."""
+    """First convolution 3×3 with stride 1, for images of about 64 pixels or fewer (resnets, shufflenets and mobilenets)."""
     max_pool: bool = True
-    """Keep the max-pooling that follows the first convolution."""
+    """Keep the max-pooling that follows the first convolution (mobilenets have none)."""
     blocks: tuple[int, ...] = ()
     """Residual blocks in each of the four stages of a resnet18, in the place of its two each; empty: its own."""
 
@@ -52,15 +53,29 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
     speed_up_small_maps(model)
     if config.channels == 3 and not config.small_stem and config.max_pool:
         return model
-    first = getattr(model, "conv1", None)  # resnet: a convolution; shufflenet: a sequence that begins with one
-    holder, key = (first, "0") if isinstance(first, nn.Sequential) else (model, "conv1")
+    holder, key = _stem(model)
     old = getattr(holder, key, None)
-    if not isinstance(old, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise ValueError(f"do not know how to change the stem of {config.model!r}; resnets and shufflenets can be changed")
+    if not isinstance(old, nn.Conv2d):
+        raise ValueError(
+            f"do not know how to change the stem of {config.model!r}, only that of resnets, shufflenets and mobilenets"
+        )
     kernel, stride, padding = (3, 1, 1) if config.small_stem else (old.kernel_size, old.stride, old.padding)
     new = nn.Conv2d(config.channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None)  # type: ignore[arg-type]
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     setattr(holder, key, new)
     if not config.max_pool:
+        if not hasattr(model, "maxpool"):
+            raise ValueError(f"{config.model} has no max-pooling to leave out: max_pool must be True")
         model.maxpool = nn.Identity()
     return model
+
+
+def _stem(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the first convolution, and under which name."""
+    features = getattr(model, "features", None)
+    if hasattr(model, "maxpool"):  # resnet: conv1 is a convolution; shufflenet: a sequence that begins with one
+        first = getattr(model, "conv1", None)
+        return (first, "0") if isinstance(first, nn.Sequential) else (model, "conv1")
+    if isinstance(features, nn.Sequential) and isinstance(features[0], Conv2dNormActivation):  # mobilenet
+        return features[0], "0"
+    return model, ""

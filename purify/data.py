@@ -79,6 +79,20 @@ class ImageSet:
             return replace(self, pixels=self.pixels[:end], labels=self.labels[:end])
         return replace(self, labels=self.labels[:end], rows=self.rows[:end])
 
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These images and then the ``other`` set's, which must be of the same size and classes; called as this one is.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.image_shape != other.image_shape or self.classes != other.classes:
+            raise ValueError(
+                f"only sets of the same image size and classes can be joined, got {self.image_shape} and {other.image_shape}, "
+                f"{len(self.classes)} and {len(other.classes)} classes"
+            )
+        pixels = torch.cat([part.pixels if part.rows is None else part.pixels[part.rows] for part in (self, other)])
+        return replace(self, pixels=pixels, labels=torch.cat([self.labels, other.labels]), rows=None)
+
 
 def cache_folder() -> Path:
     """Folder for downloads and decoded archives: ``PURIFY_CACHE``, else ``~/.cache/purify``."""

@@ -262,3 +262,20 @@ def test_auxiliary_logits_of_training_mode() -> None:
     x = torch.rand(2, 3, 64, 64)
     assert torch.allclose(wrapped(x), model(wrapped.classifier.normalize(x)).logits, atol=1e-5)
     assert wrapped.eval()(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v2"])
+def test_small_stems_keep_the_resolution(name: str) -> None:
+    model = purify.build_classifier(purify.ClassifierConfig(model=name, channels=1, small_stem=True)).eval()
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    shapes: list[torch.Size] = []
+    stem.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    assert shapes[0][2:] == (32, 32)
+
+
+def test_stems_that_cannot_be_changed_are_named() -> None:
+    with pytest.raises(ValueError, match="stem of 'densenet121'"):
+        purify.build_classifier(purify.ClassifierConfig(model="densenet121", small_stem=True))
+    with pytest.raises(ValueError, match="mobilenet_v2 has no max-pooling"):
+        purify.build_classifier(purify.ClassifierConfig(model="mobilenet_v2", max_pool=False))

@@ -102,6 +102,11 @@ def test_image_folder(tmp_path: Path, cache: Path, packed: bool) -> None:
         assert torch.equal(images.first(3).batch(slice(None))[0], pixels[:3])
         assert torch.equal(images.batch(torch.tensor([1, 0]))[0], pixels[:2].flip(0))
     assert len(list(cache.rglob("*.bytes"))) == 1  # decoded once for all three
+    joined = sets[0].joined(sets[1])
+    assert torch.equal(joined.batch(slice(None))[0], torch.cat(shown[:2]))
+    assert torch.equal(joined.labels, torch.cat([sets[0].labels, sets[1].labels]))
+    with pytest.raises(ValueError, match="same image size and classes"):
+        joined.joined(purify.load_dataset("digits", "val"))
 
 
 def test_a_changed_folder_is_read_anew(tmp_path: Path, cache: Path) -> None:

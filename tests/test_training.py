@@ -169,6 +169,18 @@ def test_classifier_learns_and_its_card_says_how(tmp_path: Path) -> None:
     assert logits.shape == (2, 10)
 
 
+def test_a_classifier_may_learn_from_the_validation_split_too(tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    command = ["train", "digits-shufflenet", "--epochs", "1", "--batch-size", "64", "--quiet", "--out", str(out)]
+    assert main([*command, "--no-held-out"]) == 0
+    train_images, held_out = (len(purify.load_dataset("digits", split)) for split in ("train", "val"))
+    steps = torch.load(out / "state.pt", weights_only=True)["position"][2]
+    assert steps == -(-(train_images + held_out) // 64) > -(-train_images // 64)
+    card = read_card(out / "digits-shufflenet.safetensors")
+    assert card.recipe["held_out"] is False
+    assert not [name for name in card.figures if name.startswith("val_")]  # they would be of images that it has learnt
+
+
 def test_purifier_learns(tmp_path: Path) -> None:
     path = run(dataclasses.replace(find_recipe("digits-dsae"), epochs=6, batch_size=64, attack_steps=3), tmp_path)
     figures = read_card(path).figures

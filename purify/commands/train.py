@@ -13,7 +13,7 @@ from purify.commands.data_options import DataOptions
 from purify.commands.fit import FitCommand, fit
 from purify.data import Split
 from purify.training.catalogue import find_recipe, list_recipes
-from purify.training.recipes import DenoisingRecipe, Recipe
+from purify.training.recipes import ClassifierRecipe, DenoisingRecipe, Recipe
 
 __all__ = ["TrainOptions", "train"]
 
@@ -88,6 +88,8 @@ def train(arguments: Sequence[str]) -> int:
     else:
         training, validation = (options.load(recipe.dataset, split) for split in _SPLITS)
         task = make_task(recipe, training, validation)
+        if isinstance(recipe, ClassifierRecipe) and not recipe.held_out:
+            training = training.joined(validation)
     path = run(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
     print(f"wrote {path} and its card {path.with_suffix('.json')}")
     return 0

@@ -78,6 +78,9 @@ class ClassifierRecipe(Recipe):
     """Normalisation inside the classifier, one value a channel."""
     std: tuple[float, ...] = (0.5,)
     label_smoothing: float = 0.0
+    held_out: bool = True
+    """Keep the validation split for validation. False: learn from it as well, once all other settings are settled; then nothing
+    is validated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,9 @@ class ClassifierTask(Task):
         return loss, {"accuracy": float((logits.argmax(1) == labels).float().mean())}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Clean accuracy on the whole validation split."""
+        """Clean accuracy on the whole validation split, unless it was learnt from."""
+        if not self.recipe.held_out:
+            return {}
         right = 0
         with torch.no_grad():
             for start in range(0, len(self.validation), 500):
@@ -104,7 +106,9 @@ class RobustClassifierTask(ClassifierTask):
         return super().loss(attacked, labels, generator)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Clean accuracy, and accuracy under PGD with 20 steps on the first images."""
+        """Clean accuracy, and accuracy under PGD with 20 steps on the first images, unless they were learnt from."""
+        if not self.robust.held_out:
+            return {}
         result = PGD(ThreatModel("linf", self.robust.eps), steps=20)(model, self.attacked, self.labels)
         return {**super().validate(model), "val_pgd": float((~result.success).float().mean())}
 
