@@ -17,9 +17,10 @@ import purify
 from purify.attacks import APGD, PGD, ThreatModel
 from purify.checkpoint import Card, read_card, save
 from purify.training.attack import training_attack
+from purify.training.features import LastFeatures
 from purify.training.loop import Task, train
 from purify.training.recipes import Recipe, RobustRecipe
-from purify.training.robust_task import LastFeatures, RobustTask
+from purify.training.robust_task import RobustTask
 from purify.training.tasks import make_task
 
 SMALL = purify.DSAEConfig(units=16, atom=4, stride=2, width=16, depth=1)
@@ -127,8 +128,8 @@ def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> Non
     save(victim, dataclasses.replace(card, image_shape=(1, 8, 8), architecture=wide), tmp_path / "seven.safetensors")
     with pytest.raises(ValueError, match="knows 7 classes, data set digits has 10"):
         make(dataclasses.replace(QUICK, classifiers=(str(tmp_path / "seven.safetensors"),)))
-    with pytest.raises(ValueError, match="ends in a linear layer"):
-        LastFeatures(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match="with a linear or convolutional layer"):
+        LastFeatures(nn.Flatten())
 
 
 # ---- the attack that is learnt from

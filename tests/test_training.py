@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import purify
 from purify.attacks import PGD, ThreatModel
@@ -213,6 +213,24 @@ def test_the_classifier_is_not_asked_while_pictures_alone_are_learnt(name: str) 
         loss, _ = task.loss(*training.batch(slice(0, 8)), torch.Generator().manual_seed(0))
         loss.backward()  # type: ignore[no-untyped-call]
         assert bool(asked) is expected
+
+
+def test_disagreement_is_its_formula() -> None:
+    torch.manual_seed(0)
+    front, last = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU()), nn.Conv2d(5, 10, 1)  # as SqueezeNet ends
+    classifier = nn.Sequential(front, last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(short(agreement_weight=3.0, feature_weight=2.0), training, validation, classifier)
+    assert isinstance(task, DenoisingTask)
+    x, purified = training.batch(slice(0, 6))[0], torch.rand(6, 1, 8, 8, requires_grad=True)
+    found = task.disagreement(x, purified)
+    p, q = (classifier(images).softmax(1).detach() for images in (x, purified))
+    agreement = (p * (p / q).log()).sum(1).mean()
+    a, b = front(purified).detach(), front(x).detach()
+    assert found.item() == pytest.approx(float(3 * agreement + 2 * (a - b).norm() ** 2 / b.norm() ** 2), rel=1e-4)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert purified.grad is not None and purified.grad.abs().sum() > 0
+    assert all(p.grad is None for p in classifier.parameters())
 
 
 def test_augmentation() -> None:

@@ -113,6 +113,8 @@ class DenoisingRecipe(Recipe):
     """Of half the squared error, divided by the number of pixel values (for a DSAE: of the lasso)."""
     agreement_weight: float = 1.0
     """Of KL(classifier(clean) ‖ classifier(purified))."""
+    feature_weight: float = 0.0
+    """Of the squared error of the classifier's last features, over their square."""
     pixels_first: float = 0.0
     """Share of the run, at its beginning, that learns pictures alone: noise, no attacks, no classifier. Many times cheaper, and a
     classifier's gradients say little as long as it recognises nothing. The optimiser and its schedule then start anew."""

@@ -13,24 +13,11 @@ from purify.checkpoint import Card, load, load_classifier, read_card
 from purify.data import ImageSet
 from purify.training.attack import training_attack
 from purify.training.card import describe
+from purify.training.features import LastFeatures, feature_error
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
 
-__all__ = ["LastFeatures", "RobustTask", "Student"]
-
-
-class LastFeatures:
-    """What a classifier hands to its last linear layer: the features (N, F), caught as they pass."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        last = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-        if not last:
-            raise ValueError("feature_weight needs a classifier that ends in a linear layer; this one has none")
-        self.caught = torch.empty(0)
-        last[-1].register_forward_pre_hook(self._catch)
-
-    def _catch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.caught = inputs[0]
+__all__ = ["RobustTask", "Student"]
 
 
 class Student(nn.Module):
@@ -131,8 +118,7 @@ class RobustTask(Task):
             agreement = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(teacher, 1), log_target=True, reduction="batchmean")
             total = total + recipe.agreement_weight * agreement
         if recipe.feature_weight:
-            before = self.features[which].caught.float()
-            total = total + recipe.feature_weight * (after.float() - before).square().sum() / before.square().sum()
+            total = total + recipe.feature_weight * feature_error(after, self.features[which].caught)
         return total, {"robust": float((logits.argmax(1) == labels).float().mean())}
 
     def _pipelines(self, student: Student, *, exact_clip: bool = False) -> list[Model]:

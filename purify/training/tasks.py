@@ -16,6 +16,7 @@ from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
 from purify.training.attack import training_attack
 from purify.training.card import describe
+from purify.training.features import LastFeatures, feature_error
 from purify.training.loop import Task, autocast
 from purify.training.recipes import (
     ClassifierRecipe,
@@ -128,17 +129,23 @@ class DenoisingTask(Task):
         self.changes_at = recipe.pixels_first
         _check_shape(recipe.name, "architecture.channels", channels, training)
         self.classifier = _named_classifier(recipe, training) if classifier is None else classifier.requires_grad_(False)
+        self.features = LastFeatures(self.classifier) if recipe.feature_weight else None
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
 
-    def agreement(self, images: Tensor, purified: Tensor) -> Tensor:
-        """KL( f(x) ‖ f(x̂) ), the mean over images; 0 as long as pictures alone are learnt."""
-        if not self.with_classifier:
+    def disagreement(self, images: Tensor, purified: Tensor) -> Tensor:
+        """w_a · KL( f(x) ‖ f(x̂) ) + w_f · ‖φ(x̂) − φ(x)‖² / ‖φ(x)‖², means over images; 0 while pictures alone are learnt."""
+        recipe = self.denoising
+        if not self.with_classifier or not (recipe.agreement_weight or recipe.feature_weight):
             return torch.zeros(())
         with torch.no_grad():
-            before = self.classifier(images)
-        after = self.classifier(purified)
-        return F.kl_div(F.log_softmax(after.float(), 1), F.log_softmax(before.float(), 1), log_target=True, reduction="batchmean")
+            before = F.log_softmax(self.classifier(images).float(), 1)
+            seen_before = self.features.caught if self.features else None
+        after = F.log_softmax(self.classifier(purified).float(), 1)
+        total = recipe.agreement_weight * F.kl_div(after, before, log_target=True, reduction="batchmean")
+        if self.features and seen_before is not None:
+            total = total + recipe.feature_weight * feature_error(self.features.caught, seen_before)
+        return total
 
     @property
     def with_classifier(self) -> bool:
@@ -183,9 +190,10 @@ class DenoisingTask(Task):
 
 
 class PurifierTask(DenoisingTask):
-    """Denoise: pixel error, L1 norm of the code, and agreement of the frozen classifier before and after.
+    """Denoise: pixel error, L1 norm of the code, and what the frozen classifier makes of the picture before and after.
 
-    loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ),  x̂ = P(x'), x' noisy or attacked.
+    loss = w_p · ( ½‖x̂ − x‖² + λ Σ z ) / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ) + w_f · ‖φ(x̂) − φ(x)‖² / ‖φ(x)‖²,
+    x̂ = P(x'), x' noisy or attacked, φ the last features of f.
     """
 
     def __init__(
@@ -203,13 +211,13 @@ class PurifierTask(DenoisingTask):
         with autocast(images.device):
             code = self.model.encode(self.disturb(images, labels, generator))
             purified = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))  # unclipped: gradients at 0 and 1
-            agreement = self.agreement(images, purified)
+            disagreement = self.disagreement(images, purified)
         self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
         squares = 0.5 * (purified.float() - images).square().sum()
         lasso = (squares + recipe.l1 * code.float().sum()) / images.numel()
-        loss = recipe.pixel_weight * lasso + recipe.agreement_weight * agreement
         l0 = float((code > 0).sum() / len(code))
-        return loss, {"lasso": lasso.item(), "L0": l0, "agreement": agreement.item()}
+        shown = {"lasso": lasso.item(), "L0": l0, "disagreement": disagreement.item()}
+        return recipe.pixel_weight * lasso + disagreement, shown
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -250,9 +258,9 @@ class PurifierTask(DenoisingTask):
 
 
 class DenoiserTask(DenoisingTask):
-    """A dense denoiser: pixel error and agreement.
+    """A dense denoiser: pixel error, and what the frozen classifier makes of the picture before and after.
 
-    loss = w_p · ½‖x̂ − x‖² / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ).
+    loss = w_p · ½‖x̂ − x‖² / (C·H·W) + w_a · KL( f(x) ‖ f(x̂) ) + w_f · ‖φ(x̂) − φ(x)‖² / ‖φ(x)‖².
     """
 
     def __init__(
@@ -267,12 +275,9 @@ class DenoiserTask(DenoisingTask):
         recipe = self.recipe
         with autocast(images.device):
             purified = self.model.relaxed(self.disturb(images, labels, generator))
-            agreement = self.agreement(images, purified) if recipe.agreement_weight else torch.zeros(())
+            disagreement = self.disagreement(images, purified)
         pixels = 0.5 * (purified.float() - images).square().mean()
-        return recipe.pixel_weight * pixels + recipe.agreement_weight * agreement, {
-            "pixels": pixels.item(),
-            "agreement": agreement.item(),
-        }
+        return recipe.pixel_weight * pixels + disagreement, {"pixels": pixels.item(), "disagreement": disagreement.item()}
 
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
