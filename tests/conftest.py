@@ -27,15 +27,15 @@ def data_root() -> Path | None:
     return Path(DATA) if DATA else beside if beside.exists() else None
 
 
-def need(path: str) -> Path:
-    """A file or folder of the data root, or skip."""
+def need(path: str, how: str = "") -> Path:
+    """A file or folder of the data root, or skip, saying ``how`` to get it."""
     root = data_root()
     if root is None:
-        pytest.skip(f"no {path}: set PURIFY_DATA to a folder that holds it")
+        pytest.skip(f"no {path}: set PURIFY_DATA to a folder that holds it{how and f' ({how})'}")
     if not (root / path).exists():
         if os.environ.get("CI") == "true":
             pytest.fail(f"{root} lacks {path}: in continuous integration nothing is skipped for want of data")
-        pytest.skip(f"{root} lacks {path}")
+        pytest.skip(f"{root} lacks {path}{how and f' ({how})'}")
     return root / path
 
 

@@ -229,7 +229,8 @@ def test_disagreement_is_its_formula() -> None:
     a, b = front(purified).detach(), front(x).detach()
     assert found.item() == pytest.approx(float(3 * agreement + 2 * (a - b).norm() ** 2 / b.norm() ** 2), rel=1e-4)
     found.backward()  # type: ignore[no-untyped-call]
-    assert purified.grad is not None and purified.grad.abs().sum() > 0
+    assert purified.grad is not None
+    assert purified.grad.abs().sum() > 0
     assert all(p.grad is None for p in classifier.parameters())
 
 
