@@ -17,7 +17,7 @@ from purify.sparse import CodeName, make_code
 
 __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
 
-EncoderName = Literal["deep", "shortcut", "pyramid", "linear", "tied"]
+EncoderName = Literal["deep", "pyramid", "linear", "tied"]
 _FIRST_GAIN = 0.5
 """Of a new unit's row in a linear encoder: so many times its atom."""
 
@@ -35,9 +35,11 @@ class DSAEConfig:
     stride: int = 2
     """The code has one position for each stride × stride pixels."""
     encoder: EncoderName = "deep"
-    """deep: residual convolutions, then linear; shortcut: linear, with a deep one added (detail is there from the first step, and
-    few photographs are enough to learn from); pyramid: as deep, at three scales (:class:`purify.encoder.PyramidTrunk`); linear:
+    """deep: residual convolutions, then linear; pyramid: as deep, at three scales (:class:`purify.encoder.PyramidTrunk`); linear:
     one learnt convolution; tied: the dictionary's transpose (with ``steps`` > 1 the textbook ISTA)."""
+    shortcut: bool = False
+    """Add a linear encoder to a deep one or a pyramid, which begins as a linear autoencoder: detail is there from the first step,
+    and few photographs are enough to learn from."""
     width: int = 64
     """Hidden channels of the deep encoder; of the pyramid at its finest scale."""
     depth: int = 3
@@ -64,6 +66,8 @@ class DSAEConfig:
             raise ValueError(f"DSAEConfig.density must be above 0 and at most 1, got {self.density}")
         if self.encoder not in get_args(EncoderName):
             raise ValueError(f"DSAEConfig.encoder must be one of {', '.join(get_args(EncoderName))}, got {self.encoder!r}")
+        if self.shortcut and self.encoder not in ("deep", "pyramid"):
+            raise ValueError(f"DSAEConfig.shortcut is for the encoders 'deep' and 'pyramid', got {self.encoder!r}")
         if self.encoder == "pyramid" and (self.stride % 4 or self.width % 2):
             raise ValueError(
                 "DSAEConfig.encoder 'pyramid' needs a stride that is a multiple of 4 and an even width, got stride "
@@ -135,7 +139,7 @@ class DenoisingSparseAutoencoder(nn.Module):
             self.stem = self._image_layer(config.width)
             self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth)), nn.ReLU())
             self.analysis = nn.Conv2d(config.width, config.units, 3, padding=1)
-        if config.encoder == "shortcut":
+        if config.shortcut:
             self.shortcut = self._image_layer(config.units, bias=False)
             with torch.no_grad():  # starts as a linear autoencoder: atoms in pairs of either sign, and nothing deep
                 half = config.units // 2
@@ -219,7 +223,7 @@ class DenoisingSparseAutoencoder(nn.Module):
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
         mine: list[tuple[str, Tensor]] = [("atoms", self.atoms), ("raw_threshold", self.raw_threshold)]
-        if self.config.encoder == "shortcut":
+        if self.config.shortcut:
             mine += [("shortcut.weight", self.shortcut.weight)]
         if self.config.encoder != "tied":
             mine += [("analysis.weight", self.analysis.weight)]
@@ -245,7 +249,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.raw_threshold[units] = _inverse_softplus(0.05)
         if self.config.encoder == "linear":
             self.analysis.weight[units] = _FIRST_GAIN * self.atoms[units]
-        elif self.config.encoder == "shortcut":
+        elif self.config.shortcut:
             self.shortcut.weight[units] = _FIRST_GAIN * self.atoms[units]
             self.analysis.weight[units] = 0.0
         elif self.config.encoder != "tied":
@@ -283,7 +287,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         if self.config.encoder == "tied":
             return self.log_step_size.exp() * F.conv2d(rest, dictionary, None, self.config.stride, self.overlap)
         out: Tensor = self.analysis(self.blocks(self.stem(rest)))
-        return out + self.shortcut(rest) if self.config.encoder == "shortcut" else out
+        return out + self.shortcut(rest) if self.config.shortcut else out
 
     def _synthesise(self, code: Tensor, dictionary: Tensor) -> Tensor:
         """D: (N, K, h, w) to (N, C, H, W)."""

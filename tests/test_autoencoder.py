@@ -139,19 +139,23 @@ def test_pyramid_joins_its_scales() -> None:
         assert not torch.equal(purifier.analyse(x)[..., -1, -1], purifier.analyse(y)[..., -1, -1])
 
 
-def test_shortcut_starts_as_a_linear_autoencoder_and_learns_beyond_it() -> None:
-    purifier = small(encoder="shortcut", units=96, atom=4, stride=2, width=8)
+@pytest.mark.parametrize("encoder", ["deep", "pyramid"])
+def test_shortcut_starts_as_a_linear_autoencoder_and_learns_beyond_it(encoder: str) -> None:
+    purifier = small(encoder=encoder, shortcut=True, units=96, atom=6, stride=4, width=8)
     images = torch.rand(4, 3, 12, 12)
-    linear = torch.nn.functional.conv2d(images - purifier.offset, purifier.dictionary, None, 2, 1)
+    linear = torch.nn.functional.conv2d(images - purifier.offset, purifier.dictionary, None, 4, 1)
     assert torch.allclose(purifier.analyse(images), 0.5 * linear, atol=1e-5)
     assert torch.equal(purifier.atoms[48:], -purifier.atoms[:48])  # with its negative each atom passes either sign
     purifier.relaxed(images).sub(images).square().sum().backward()
     assert purifier.analysis.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("encoder", ["deep", "shortcut", "pyramid", "linear", "tied"])
-def test_revived_units_fire_again(encoder: str) -> None:
-    purifier = small(channels=1, encoder=encoder, **({"stride": 4, "atom": 8} if encoder == "pyramid" else {}))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"shortcut": True}, {"encoder": "pyramid", "stride": 4, "atom": 8}, {"encoder": "linear"}, {"encoder": "tied"}],
+)
+def test_revived_units_fire_again(changes: dict[str, object]) -> None:
+    purifier = small(channels=1, **changes)
     images = torch.rand(16, 1, 8, 8)
     with torch.no_grad():
         purifier.train()
@@ -167,7 +171,7 @@ def test_revived_units_fire_again(encoder: str) -> None:
     assert not torch.equal(before.atoms[:4], purifier.atoms[:4])
 
 
-@pytest.mark.parametrize("changes", [{}, {"encoder": "shortcut"}, {"encoder": "pyramid", "stride": 4, "atom": 8}])
+@pytest.mark.parametrize("changes", [{}, {"shortcut": True}, {"encoder": "pyramid", "stride": 4, "atom": 8}])
 def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, object]) -> None:
     purifier = small(**changes).train()
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -185,6 +189,7 @@ def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, objec
         ({"atom": 5, "stride": 2}, "even number.*got atom 5 with stride 2"),
         ({"atom": 2, "stride": 4}, "at least the stride"),
         ({"encoder": "other"}, "'other'"),
+        ({"encoder": "tied", "shortcut": True}, "shortcut is for the encoders 'deep' and 'pyramid', got 'tied'"),
         ({"encoder": "pyramid", "stride": 2}, "stride that is a multiple of 4"),
     ],
 )

@@ -65,7 +65,7 @@ def photograph(height: int, width: int) -> Image.Image:
         {"stride": 4, "atom": 8},
         {"stride": 3, "atom": 5},
         {"stride": 1, "atom": 3},
-        {"encoder": "shortcut"},
+        {"shortcut": True},
         {"encoder": "linear"},
         {"encoder": "tied", "steps": 3},
         {"encoder": "pyramid", "stride": 4, "atom": 8},

@@ -164,7 +164,7 @@ register(
         name="imagenet-dsae",
         dataset="imagefolder:imagenet-750.zip",
         classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
-        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, encoder="shortcut", width=64, depth=4),
+        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, shortcut=True, width=64, depth=4),
         epochs=100,
         batch_size=16,
         learning_rate=1e-3,
