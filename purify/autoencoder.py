@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from purify.encoder import PyramidTrunk, ResidualBlock
 from purify.images import check_images
+from purify.noise import estimate_noise
 from purify.sparse import CodeName, make_code
 
 __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
@@ -20,6 +21,8 @@ __all__ = ["CodeStatistics", "DSAEConfig", "DenoisingSparseAutoencoder"]
 EncoderName = Literal["deep", "pyramid", "linear", "tied"]
 _FIRST_GAIN = 0.5
 """Of a new unit's row in a linear encoder: so many times its atom."""
+_FIRST_SLOPE = 0.5
+"""Of an adaptive threshold: one standard deviation of what a new unit of a linear encoder makes of white noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class DSAEConfig:
     """Hidden channels of the deep encoder; of the pyramid at its finest scale."""
     depth: int = 3
     """Residual blocks of the deep encoder, at the resolution of the code; of the pyramid at each scale."""
+    adaptive: bool = False
+    """Thresholds grow with the noise around each place (:func:`purify.noise.estimate_noise`): little is lost of a clean picture,
+    much is removed of a noisy one."""
     steps: int = 1
     """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
     code: CodeName = "soft"
@@ -93,7 +99,8 @@ class DenoisingSparseAutoencoder(nn.Module):
     """Rebuilds an image from a few active units of a non-negative convolutional code.
 
     With dictionary D (a transposed convolution whose K atoms have unit norm), encoder E, offset b (one value for each
-    channel) and thresholds θ_k ≥ 0 (one for each unit, learnt), T = ``config.steps`` proximal-gradient steps
+    channel) and thresholds θ_k ≥ 0 (one for each unit, learnt; an adaptive one is θ_k + s_k · σ̂, with the noise σ̂ estimated
+    around the place and a learnt slope s_k ≥ 0), T = ``config.steps`` proximal-gradient steps
 
         z₀ = 0,   z_{t+1} = relu( z_t + E(x − b − D z_t) − θ )          (other codes: another operator than this relu)
 
@@ -119,6 +126,8 @@ class DenoisingSparseAutoencoder(nn.Module):
         self.atoms = nn.Parameter(torch.randn(atom_shape))  # (K, C, a, a), normalised when used
         self.offset = nn.Parameter(torch.zeros(config.channels, 1, 1))  # b
         self.raw_threshold = nn.Parameter(torch.full((config.units, 1, 1), _inverse_softplus(0.05)))
+        if config.adaptive:
+            self.raw_threshold_slope = nn.Parameter(torch.full((config.units, 1, 1), _inverse_softplus(_FIRST_SLOPE)))
         self.sparsify = make_code(config.code, density=config.density, steps=config.steps)
         self.stem: nn.Module = nn.Identity()
         self.blocks: nn.Module = nn.Identity()
@@ -162,6 +171,12 @@ class DenoisingSparseAutoencoder(nn.Module):
         """The thresholds θ (K, 1, 1), never negative: softplus of the learnt parameter."""
         return F.softplus(self.raw_threshold)
 
+    def _threshold_for(self, padded: Tensor) -> Tensor:
+        """The thresholds for images (N, C, H, W): (K, 1, 1), or (N, K, h, w) where they are adaptive."""
+        if not self.config.adaptive:
+            return self.threshold
+        return self.threshold + F.softplus(self.raw_threshold_slope) * estimate_noise(padded, self.config.stride)
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to the sparse, non-negative code (N, K, ⌈H/stride⌉, ⌈W/stride⌉).
 
@@ -171,7 +186,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise ValueError(f"expected images (N, {self.config.channels}, H, W), got shape {tuple(images.shape)}")
         padded = self._pad(images) - self.offset
-        dictionary, threshold = self.dictionary, self.threshold
+        dictionary, threshold = self.dictionary, self._threshold_for(padded)
         code: Tensor = self.sparsify(self._analyse(padded, dictionary), threshold, 0)
         for step in range(1, self.config.steps):
             rest = padded - self._synthesise(code, dictionary)
@@ -223,6 +238,8 @@ class DenoisingSparseAutoencoder(nn.Module):
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
         mine: list[tuple[str, Tensor]] = [("atoms", self.atoms), ("raw_threshold", self.raw_threshold)]
+        if self.config.adaptive:
+            mine += [("raw_threshold_slope", self.raw_threshold_slope)]
         if self.config.shortcut:
             mine += [("shortcut.weight", self.shortcut.weight)]
         if self.config.encoder != "tied":
@@ -247,6 +264,8 @@ class DenoisingSparseAutoencoder(nn.Module):
         chosen = patches[torch.multinomial(energy + 1e-12, len(units), replacement=True, generator=generator)]
         self.atoms[units] = F.normalize(chosen + 1e-6, dim=1).view(-1, *self.atoms.shape[1:])
         self.raw_threshold[units] = _inverse_softplus(0.05)
+        if self.config.adaptive:
+            self.raw_threshold_slope[units] = _inverse_softplus(_FIRST_SLOPE)
         if self.config.encoder == "linear":
             self.analysis.weight[units] = _FIRST_GAIN * self.atoms[units]
         elif self.config.shortcut:

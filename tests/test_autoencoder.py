@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 from purify import DenoisingSparseAutoencoder, DSAEConfig
+from purify.noise import estimate_noise
 
 
 def small(**changes: object) -> DenoisingSparseAutoencoder:
@@ -150,9 +151,31 @@ def test_shortcut_starts_as_a_linear_autoencoder_and_learns_beyond_it(encoder: s
     assert purifier.analysis.weight.grad.abs().sum() > 0
 
 
+def test_adaptive_thresholds_follow_the_noise_around_each_place() -> None:
+    purifier, plain = small(adaptive=True), small()
+    shared = {name: value for name, value in purifier.state_dict().items() if name != "raw_threshold_slope"}
+    plain.load_state_dict(shared)
+    flat, noisy = torch.full((1, 3, 40, 40), 0.5), 0.5 + 0.1 * torch.randn(1, 3, 40, 40)
+    assert torch.allclose(purifier.encode(flat), plain.encode(flat), atol=1e-6)  # no noise: the thresholds of the other one
+    rise = torch.nn.functional.softplus(purifier.raw_threshold_slope) * estimate_noise(noisy, purifier.config.stride)
+    assert torch.allclose(purifier.encode(noisy), (purifier.analyse(noisy) - purifier.threshold - rise).relu(), atol=1e-6)
+    beside = torch.cat([flat, noisy], dim=3)  # quiet on the left, noisy on the right
+    assert torch.allclose(purifier.encode(beside)[..., :5], plain.encode(beside)[..., :5], atol=1e-6)
+    purifier.encode(noisy).sum().backward()
+    assert purifier.raw_threshold_slope.grad.abs().sum() > 0
+    assert "raw_threshold_slope" in dict(purifier.unit_rows())
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"shortcut": True}, {"encoder": "pyramid", "stride": 4, "atom": 8}, {"encoder": "linear"}, {"encoder": "tied"}],
+    [
+        {},
+        {"shortcut": True},
+        {"adaptive": True},
+        {"encoder": "pyramid", "stride": 4, "atom": 8},
+        {"encoder": "linear"},
+        {"encoder": "tied"},
+    ],
 )
 def test_revived_units_fire_again(changes: dict[str, object]) -> None:
     purifier = small(channels=1, **changes)

@@ -66,6 +66,7 @@ def photograph(height: int, width: int) -> Image.Image:
         {"stride": 3, "atom": 5},
         {"stride": 1, "atom": 3},
         {"shortcut": True},
+        {"adaptive": True},
         {"encoder": "linear"},
         {"encoder": "tied", "steps": 3},
         {"encoder": "pyramid", "stride": 4, "atom": 8},

@@ -110,7 +110,7 @@ def test_attacks_go_through_a_program(page: Path, defended: PurifiedClassifier, 
     "config",
     [
         {"encoder": "deep", "code": "hard"},
-        {"encoder": "pyramid", "shortcut": True, "stride": 4, "atom": 8},
+        {"encoder": "pyramid", "shortcut": True, "adaptive": True, "stride": 4, "atom": 8},
         {"encoder": "pyramid", "stride": 4, "atom": 8},
         {"encoder": "tied", "steps": 3, "code": "batch-top-k"},
         {"encoder": "linear", "code": "top-k"},
