@@ -53,12 +53,12 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
     speed_up_small_maps(model)
     if config.channels == 3 and not config.small_stem and config.max_pool:
         return model
-    holder, key = _stem(model)
-    old = getattr(holder, key, None)
-    if not isinstance(old, nn.Conv2d):
+    stem = _stem(model)
+    if stem is None:
         raise ValueError(
             f"do not know how to change the stem of {config.model!r}, only that of resnets, shufflenets and mobilenets"
         )
+    holder, key, old = stem
     kernel, stride, padding = (3, 1, 1) if config.small_stem else (old.kernel_size, old.stride, old.padding)
     new = nn.Conv2d(config.channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None)  # type: ignore[arg-type]
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
@@ -70,12 +70,15 @@ def build_classifier(config: ClassifierConfig) -> nn.Module:
     return model
 
 
-def _stem(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the first convolution, and under which name."""
-    features = getattr(model, "features", None)
+def _stem(model: nn.Module) -> tuple[nn.Module, str, nn.Conv2d] | None:
+    """The first convolution, the module that holds it, and under which name; None: it is not where we know it."""
     if hasattr(model, "maxpool"):  # resnet: conv1 is a convolution; shufflenet: a sequence that begins with one
         first = getattr(model, "conv1", None)
-        return (first, "0") if isinstance(first, nn.Sequential) else (model, "conv1")
-    if isinstance(features, nn.Sequential) and isinstance(features[0], Conv2dNormActivation):  # mobilenet
-        return features[0], "0"
-    return model, ""
+        holder, key = (first, "0") if isinstance(first, nn.Sequential) else (model, "conv1")
+    else:  # mobilenet: features begin with a convolution and its normalisation
+        features = getattr(model, "features", None)
+        holder, key = (features[0], "0") if isinstance(features, nn.Sequential) else (model, "")
+        if not isinstance(holder, Conv2dNormActivation):
+            return None
+    convolution = getattr(holder, key, None)
+    return (holder, key, convolution) if isinstance(convolution, nn.Conv2d) else None

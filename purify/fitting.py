@@ -171,7 +171,12 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
         photographs = find_recipe("imagenet-dsae")
         assert isinstance(photographs, PurifierRecipe)
         architecture = replace(photographs.architecture, channels=channels)
-        recipe = replace(photographs, architecture=architecture, window=side // 2 if side >= 128 else 0)
+        recipe = replace(
+            photographs,
+            architecture=architecture,
+            window=side // 2 if side >= 128 else 0,
+            feature_weight=0.0,  # which layer of a model of one's own hands over its features, nobody knows
+        )
     else:
         if side <= 16:
             architecture = DSAEConfig(channels=channels, units=32 * channels, atom=4, stride=2, width=32, depth=2)

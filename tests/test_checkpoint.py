@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import accuracy, need
 from torch import Tensor, nn
 
 import purify
@@ -143,3 +144,9 @@ def test_card_missing_or_broken(saved: Path, tmp_path: Path) -> None:
 def rewrite(path: Path, **changes: object) -> None:
     card = path.with_suffix(".json")
     card.write_text(json.dumps({**json.loads(card.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def test_cifar10_classifier_on_pictures_that_no_jpeg_touched() -> None:
+    archive = need("cifar10-lossless.zip", "a zip of test/<class>/<n>.png, 1,000 original test images of CIFAR-10")
+    pictures = purify.load_dataset(f"imagefolder:{archive}", "test")
+    assert accuracy(purify.load_classifier("cifar10-resnet18"), *pictures.batch(slice(None))) == pytest.approx(0.908, abs=0.003)

@@ -17,7 +17,7 @@ import purify
 from purify.attacks import APGD, PGD, ThreatModel
 from purify.checkpoint import Card, read_card, save
 from purify.training.attack import training_attack
-from purify.training.features import LastFeatures
+from purify.training.features import LastFeatures, feature_error
 from purify.training.loop import Task, train
 from purify.training.recipes import Recipe, RobustRecipe
 from purify.training.robust_task import RobustTask
@@ -130,6 +130,8 @@ def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> Non
         make(dataclasses.replace(QUICK, classifiers=(str(tmp_path / "seven.safetensors"),)))
     with pytest.raises(ValueError, match="with a linear or convolutional layer"):
         LastFeatures(nn.Flatten())
+    with pytest.raises(ValueError, match="took no part"):
+        feature_error(torch.empty(0), torch.empty(0))
 
 
 # ---- the attack that is learnt from

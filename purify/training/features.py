@@ -32,6 +32,14 @@ class LastFeatures:
 
 
 def feature_error(after: Tensor, before: Tensor) -> Tensor:
-    """‖φ(x̂) − φ(x)‖² / ‖φ(x)‖² over a batch, in float32 (Liao et al. 2018 guide a denoiser by such features)."""
+    """‖φ(x̂) − φ(x)‖² / ‖φ(x)‖² over a batch, in float32 (Liao et al. 2018 guide a denoiser by such features).
+
+    Both (N, F) or (N, F, h, w), as caught.
+
+    Raises:
+        ValueError: nothing was caught, since the classifier does not use that layer.
+    """
+    if not before.numel():
+        raise ValueError("the classifier's last layer with weights took no part in its answer; set feature_weight to 0 for it")
     before = before.float()
     return (after.float() - before).square().sum() / before.square().sum()

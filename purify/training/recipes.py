@@ -80,7 +80,7 @@ class ClassifierRecipe(Recipe):
     label_smoothing: float = 0.0
     held_out: bool = True
     """Keep the validation split for validation. False: learn from it as well, once all other settings are settled; then nothing
-    is validated."""
+    is validated. `purify train` joins the splits; in Python it is ``training.joined(validation)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
