@@ -111,6 +111,19 @@ def test_a_code_that_is_read_robustly_without_a_classifier(tmp_path: Path) -> No
     assert read_card(path).figures["val_explained_variance"] > 0.2  # and the picture is rebuilt beside
 
 
+@pytest.mark.parametrize(("share", "through_the_classifier"), [(0.0, 2), (1.0, 1)])
+def test_a_part_of_the_batches_is_attacked_through_the_code(share: float, through_the_classifier: int) -> None:
+    task, training = make(
+        dataclasses.replace(QUICK, agreement_weight=0.0, feature_weight=0.0, code_weight=0.5, code_attacked=share)
+    )
+    batches = []
+    task.classifiers[0].register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    loss, shown = task.loss(*training.batch(slice(0, 16)), torch.Generator().manual_seed(0))
+    assert batches == [16] * through_the_classifier  # for the loss, and before for the attack's gradient
+    assert loss.requires_grad
+    assert {"robust", "code"} <= shown.keys()
+
+
 def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> None:
     with pytest.raises(ValueError, match="at least one classifier"):
         dataclasses.replace(QUICK, classifiers=())
@@ -118,6 +131,8 @@ def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> Non
         dataclasses.replace(QUICK, classifiers=(), label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
     with pytest.raises(ValueError, match="must be above 0"):
         dataclasses.replace(QUICK, label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
+    with pytest.raises(ValueError, match="code_attacked must be in"):
+        dataclasses.replace(QUICK, code_attacked=0.5)
     with pytest.raises(ValueError, match=r"architecture\.channels is 3, but data set digits has 1"):
         make(dataclasses.replace(QUICK, architecture=dataclasses.replace(SMALL, channels=3)))
     card = dataclasses.replace(read_card("digits-shufflenet"), image_shape=(3, 8, 8))

@@ -79,6 +79,17 @@ register(
         shift=2.0,
     )
 )
+register(  # of another family: does what a purifier learnt in front of the one hold in front of the other?
+    ClassifierRecipe(
+        name="mnist-shufflenet",
+        dataset="mnist",
+        architecture=ClassifierConfig(model="shufflenet_v2_x0_5", channels=1, small_stem=True, max_pool=False),
+        mean=(0.1307,),
+        std=(0.3081,),
+        epochs=3,
+        shift=2.0,
+    )
+)
 
 
 _CIFAR10_RESNET18 = ClassifierRecipe(
@@ -99,9 +110,12 @@ _CIFAR10_RESNET18 = ClassifierRecipe(
     cutout=12,
 )
 register(_CIFAR10_RESNET18)
-register(  # of another family, trained alike: does what a purifier learnt in front of the one hold in front of the other?
+register(  # of another family, too
     dataclasses.replace(
-        _CIFAR10_RESNET18, name="cifar10-mobilenet", architecture=ClassifierConfig(model="mobilenet_v2", small_stem=True)
+        _CIFAR10_RESNET18,
+        name="cifar10-shufflenet",
+        architecture=ClassifierConfig(model="shufflenet_v2_x0_5", small_stem=True, max_pool=False),
+        epochs=12,
     )
 )
 register(
@@ -203,26 +217,51 @@ register(
         validated=500,
     )
 )
+_CIFAR10_CODE_ROBUST = RobustRecipe(
+    name="cifar10-code-robust",
+    dataset="imagefolder:cifar10-jpeg.zip",
+    classifiers=(),
+    architecture=DSAEConfig(channels=3, units=256, atom=8, stride=4, encoder="pyramid", width=80, depth=2),
+    epochs=15,
+    batch_size=128,
+    optimizer="sgd",
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    crop=4,
+    flip=True,
+    eps=8 / 255,
+    growing=0.1,
+    final=0.0,
+    label_weight=0.0,
+    code_weight=1.0,
+    pixel_weight=10.0,
+    l1=0.01,
+    validation_steps=10,
+)
+register(_CIFAR10_CODE_ROBUST)
 register(
     RobustRecipe(
-        name="cifar10-code-robust",
+        name="cifar10-dsae-robust",
         dataset="imagefolder:cifar10-jpeg.zip",
-        classifiers=(),
-        architecture=DSAEConfig(channels=3, units=256, atom=8, stride=4, encoder="pyramid", width=80, depth=2),
-        epochs=15,
+        classifiers=("cifar10-resnet18",),
+        architecture=_CIFAR10_CODE_ROBUST.architecture,
+        epochs=4,
         batch_size=128,
         optimizer="sgd",
-        learning_rate=0.1,
+        learning_rate=0.05,
         weight_decay=5e-4,
         crop=4,
         flip=True,
         eps=8 / 255,
-        growing=0.1,
+        growing=0.0,
         final=0.0,
-        label_weight=0.0,
-        code_weight=1.0,
-        pixel_weight=10.0,
+        code_weight=0.5,
+        code_attacked=0.5,
+        pixel_weight=5.0,
         l1=0.01,
+        warm_start="runs/train/cifar10-code-robust/cifar10-code-robust.safetensors",
+        validation_steps=10,
+        validated=200,
     )
 )
 register(

@@ -174,6 +174,9 @@ class RobustRecipe(Recipe):
     """Of the squared error of the classifier's last features, over their square."""
     code_weight: float = 0.0
     """Of the cross-entropy of a linear read-out of the mean code, which learns along and is not kept."""
+    code_attacked: float = 0.0
+    """Share of the batches that are attacked through that read-out in place of a classifier, at a fraction of the cost; the
+    losses stay the same. (Without any classifier all are.)"""
     pixel_weight: float = 0.0
     """Of half the squared error plus ``l1`` times the code, divided by the number of pixel values."""
     l1: float = 0.04
@@ -192,6 +195,11 @@ class RobustRecipe(Recipe):
             raise ValueError(
                 f"recipe {self.name}: at least one classifier is needed, or a code_weight above 0 and no label_weight, "
                 "agreement_weight or feature_weight"
+            )
+        if not 0 <= self.code_attacked <= 1 or (self.code_attacked and not self.code_weight):
+            raise ValueError(
+                f"recipe {self.name}: code_attacked must be in [0, 1], and needs a code_weight above 0, for an untrained read-out "
+                f"is nothing to attack; got {self.code_attacked} with code_weight {self.code_weight}"
             )
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")

@@ -43,8 +43,8 @@ class RobustTask(Task):
 
     loss = w_l · CE( f(P(x')), y ) + w_a · KL( f(x) ‖ f(P(x')) ) + w_f · ‖φ(P(x')) − φ(x)‖² / ‖φ(x)‖²
          + w_c · CE( r(z̄), y ) + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),
-    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear. Without a
-    classifier x' is attacked through z and r.
+    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear. A part
+    of the batches is attacked through z and r alone (``code_attacked``); without a classifier all are.
 
     Forward, the purified images are clipped to [0, 1] as ever; backward, the clip is the identity, so that neither the attack nor
     the training meets the clip's zero gradients.
@@ -89,6 +89,8 @@ class RobustTask(Task):
         recipe, purifier = self.recipe, self.model.purifier
         which = int(torch.randint(max(len(self.classifiers), 1), (), generator=generator))
         attacked_model = self._pipelines(self.model)[which]
+        if recipe.code_attacked and float(torch.rand((), generator=generator)) < recipe.code_attacked:
+            attacked_model = self._read_code(self.model)
         with autocast(images.device):
             attacked = training_attack(attacked_model, images, labels, self.threat, self.steps, generator)
             code = purifier.encode(attacked.to(memory_format=torch.channels_last))
@@ -124,9 +126,14 @@ class RobustTask(Task):
     def _pipelines(self, student: Student, *, exact_clip: bool = False) -> list[Model]:
         """What is attacked: purifier and each classifier; without any, the read-out of the code."""
         if not self.classifiers:
-            return [lambda x: student.read(student.purifier.encode(x).to(x.dtype))]
+            return [self._read_code(student)]
         clip = _clip if exact_clip else _soft_clip
         return [lambda x, f=f: f(clip(student(x))) for f in self.classifiers]  # type: ignore[misc]
+
+    @staticmethod
+    def _read_code(student: Student) -> Model:
+        """Images to the logits of the read-out."""
+        return lambda x: student.read(student.purifier.encode(x).to(x.dtype))
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
