@@ -198,8 +198,8 @@ class RobustRecipe(Recipe):
             )
         if not 0 <= self.code_attacked <= 1 or (self.code_attacked and not self.code_weight):
             raise ValueError(
-                f"recipe {self.name}: code_attacked must be in [0, 1], and needs a code_weight above 0, for an untrained read-out "
-                f"is nothing to attack; got {self.code_attacked} with code_weight {self.code_weight}"
+                f"recipe {self.name}: code_attacked must be in [0, 1], and needs a code_weight above 0 (an untrained read-out "
+                f"is nothing to attack), got {self.code_attacked} with code_weight {self.code_weight}"
             )
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
