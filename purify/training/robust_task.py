@@ -21,12 +21,15 @@ __all__ = ["RobustTask", "Student"]
 
 
 class Student(nn.Module):
-    """The purifier, and a linear read-out of its mean code that learns beside it and is not kept."""
+    """The purifier, and a linear read-out of its mean code that learns beside it and is not kept.
+
+    The mean code is small, in pixel units, and batch normalisation brings it to the scale at which a linear layer learns well.
+    """
 
     def __init__(self, purifier: DenoisingSparseAutoencoder, classes: int) -> None:
         super().__init__()
         self.purifier = purifier
-        self.readout = nn.Linear(purifier.config.units, classes)
+        self.readout = nn.Sequential(nn.BatchNorm1d(purifier.config.units), nn.Linear(purifier.config.units, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Purified images, not yet clipped to [0, 1]."""
@@ -43,7 +46,7 @@ class RobustTask(Task):
 
     loss = w_l · CE( f(P(x')), y ) + w_a · KL( f(x) ‖ f(P(x')) ) + w_f · ‖φ(P(x')) − φ(x)‖² / ‖φ(x)‖²
          + w_c · CE( r(z̄), y ) + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),
-    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear. A part
+    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear after a batch normalisation. A part
     of the batches is attacked through z and r alone (``code_attacked``); without a classifier all are.
 
     Forward, the purified images are clipped to [0, 1] as ever; backward, the clip is the identity, so that neither the attack nor
