@@ -53,3 +53,24 @@ def test_real_classifiers(name: str, pictures: tuple[Tensor, Tensor]) -> None:
     defended = purify.wrap(classifier, purifier.eval())
     assert defended(result.adversarial).shape == (8, 1000)
     assert torch.equal(defended.undefended(x).argmax(1), y)
+
+
+def test_the_shipped_purifier_undoes_most_of_a_weak_attack(pictures: tuple[Tensor, Tensor]) -> None:
+    """At 1/255, made on bare SqueezeNet; at 4/255, or against an attacker who knows it, it does little: docs/photographs.md."""
+    classifier, (x, y) = _squeezenet(), pictures
+    defended = purify.wrap(classifier, "imagenet-dsae")
+    with torch.no_grad():
+        right = classifier(x).argmax(1) == y
+        x, y = x[right], y[right]
+        attacked = PGD(ThreatModel("linf", 1 / 255), steps=10, early_stop=False)(classifier, x, y).adversarial
+        clean, oblivious, bare = (
+            (model(z).argmax(1) == y).float().mean() for model, z in _cases(defended, classifier, x, attacked)
+        )
+    assert bare < 0.1
+    assert clean > 0.8
+    assert oblivious > 0.3
+
+
+def _cases(defended: nn.Module, classifier: nn.Module, x: Tensor, attacked: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Clean and attacked pictures through the defence, attacked ones without it."""
+    return [(defended, x), (defended, attacked), (classifier, attacked)]

@@ -419,3 +419,14 @@ def test_another_classifier_in_the_place_of_the_recipes(tmp_path: Path) -> None:
     grey = dataclasses.replace(photographs, architecture=dataclasses.replace(photographs.architecture, channels=1))
     with pytest.raises(ValueError, match="give it with --model squeezenet1_0 --weights FILE"):
         run(grey, tmp_path / "photographs")
+
+
+def test_a_denoising_purifier_may_begin_with_another() -> None:
+    training, validation = (purify.load_dataset("digits", split) for split in ("train", "val"))  # type: ignore[arg-type]
+    before = purify.load("digits-dsae")
+    recipe = dataclasses.replace(find_recipe("digits-dsae"), name="further", warm_start="digits-dsae")
+    model = make_task(recipe, training, validation).model
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
+    other = dataclasses.replace(recipe, architecture=dataclasses.replace(before.config, width=8))
+    with pytest.raises(ValueError, match="recipe further: warm_start digits-dsae has another architecture"):
+        make_task(other, training, validation)

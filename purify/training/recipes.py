@@ -134,6 +134,8 @@ class PurifierRecipe(DenoisingRecipe):
     """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units: the same λ means the same for images of any size."""
     revive_until: float = 0.6
     """Share of the run during which units that never fired in an epoch are revived at its end."""
+    warm_start: str = ""
+    """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

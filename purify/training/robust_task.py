@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from purify.attacks import APGD, ThreatModel, exact
 from purify.attacks.gradient import Model
 from purify.autoencoder import DenoisingSparseAutoencoder
-from purify.checkpoint import Card, load, load_classifier, read_card
+from purify.checkpoint import Card, load_classifier, read_card
 from purify.data import ImageSet
 from purify.training.attack import training_attack
 from purify.training.card import describe
 from purify.training.features import LastFeatures, feature_error
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
+from purify.training.warm_start import first_weights
 
 __all__ = ["RobustTask", "Student"]
 
@@ -46,8 +47,8 @@ class RobustTask(Task):
 
     loss = w_l · CE( f(P(x')), y ) + w_a · KL( f(x) ‖ f(P(x')) ) + w_f · ‖φ(P(x')) − φ(x)‖² / ‖φ(x)‖²
          + w_c · CE( r(z̄), y ) + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),
-    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear after a batch normalisation. A part
-    of the batches is attacked through z and r alone (``code_attacked``); without a classifier all are.
+    x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear after a batch
+    normalisation. A part of the batches is attacked through z and r alone (``code_attacked``); without a classifier all are.
 
     Forward, the purified images are clipped to [0, 1] as ever; backward, the clip is the identity, so that neither the attack nor
     the training meets the clip's zero gradients.
@@ -64,15 +65,7 @@ class RobustTask(Task):
             )
         self.classifiers = [_frozen(name, recipe, training) for name in recipe.classifiers]
         self.features = [LastFeatures(c) for c in self.classifiers] if recipe.feature_weight else []
-        purifier = DenoisingSparseAutoencoder(recipe.architecture)
-        if recipe.warm_start:
-            before = load(recipe.warm_start)
-            if before.config != recipe.architecture:
-                raise ValueError(
-                    f"recipe {recipe.name}: warm_start {recipe.warm_start} has another architecture: {before.config}, not "
-                    f"{recipe.architecture}"
-                )
-            purifier.load_state_dict(before.state_dict())
+        purifier = first_weights(recipe)
         self.model: Student = Student(purifier, len(training.classes))
         self.images, self.labels = validation.first(recipe.validated).batch(slice(None))
 

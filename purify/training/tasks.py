@@ -28,6 +28,7 @@ from purify.training.recipes import (
     RobustRecipe,
 )
 from purify.training.robust_task import RobustTask
+from purify.training.warm_start import first_weights
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
 
@@ -201,7 +202,7 @@ class PurifierTask(DenoisingTask):
     ) -> None:
         super().__init__(recipe, recipe.architecture.channels, training, validation, classifier)
         self.recipe = recipe
-        self.model: DenoisingSparseAutoencoder = DenoisingSparseAutoencoder(recipe.architecture)
+        self.model: DenoisingSparseAutoencoder = first_weights(recipe)
         self.fired = torch.zeros(recipe.architecture.units, dtype=torch.bool)
         self.seen = training.batch(slice(0, 64))[0]  # images for reviving units
 
