@@ -7,7 +7,7 @@ from collections.abc import Callable
 import photographs
 import pytest
 import torch
-from conftest import need, need_library
+from conftest import accuracy, need, need_library
 from torch import Tensor, nn
 
 import purify
@@ -55,7 +55,7 @@ def test_real_classifiers(name: str, pictures: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(defended.undefended(x).argmax(1), y)
 
 
-def test_the_shipped_purifier_undoes_most_of_a_weak_attack(pictures: tuple[Tensor, Tensor]) -> None:
+def test_the_shipped_purifier_undoes_a_part_of_a_weak_attack(pictures: tuple[Tensor, Tensor]) -> None:
     """At 1/255, made on bare SqueezeNet; at 4/255, or against an attacker who knows it, it does little: docs/photographs.md."""
     classifier, (x, y) = _squeezenet(), pictures
     defended = purify.wrap(classifier, "imagenet-dsae")
@@ -63,14 +63,6 @@ def test_the_shipped_purifier_undoes_most_of_a_weak_attack(pictures: tuple[Tenso
         right = classifier(x).argmax(1) == y
         x, y = x[right], y[right]
         attacked = PGD(ThreatModel("linf", 1 / 255), steps=10, early_stop=False)(classifier, x, y).adversarial
-        clean, oblivious, bare = (
-            (model(z).argmax(1) == y).float().mean() for model, z in _cases(defended, classifier, x, attacked)
-        )
-    assert bare < 0.1
-    assert clean > 0.8
-    assert oblivious > 0.3
-
-
-def _cases(defended: nn.Module, classifier: nn.Module, x: Tensor, attacked: Tensor) -> list[tuple[nn.Module, Tensor]]:
-    """Clean and attacked pictures through the defence, attacked ones without it."""
-    return [(defended, x), (defended, attacked), (classifier, attacked)]
+        assert accuracy(classifier, attacked, y) < 0.1
+        assert accuracy(defended, x, y) > 0.8
+        assert accuracy(defended, attacked, y) > 0.3

@@ -144,32 +144,21 @@ register(
         eps=(0.1, 0.3),
     )
 )
-_CIFAR10_ATTACKED = PurifierRecipe(
-    name="cifar10-dsae-attacked",
-    dataset="imagefolder:cifar10-jpeg.zip",
-    classifier="cifar10-resnet18",
-    architecture=DSAEConfig(channels=3, units=192, atom=6, stride=2, width=96, depth=3),
-    epochs=5,
-    batch_size=128,
-    flip=True,
-    noise=0.04,
-    attacked=0.5,
-    attack_steps=2,
-    eps=(1 / 255, 9 / 255),
-    feature_weight=1.0,
-    l1=0.02,
-)
-register(_CIFAR10_ATTACKED)
-register(  # then an epoch of images that are less disturbed: clean accuracy comes back
-    dataclasses.replace(
-        _CIFAR10_ATTACKED,
+register(
+    PurifierRecipe(
         name="cifar10-dsae",
-        epochs=1,
-        learning_rate=5e-4,
-        noise=0.02,
-        attacked=0.3,
-        revive_until=0.0,
-        warm_start="runs/train/cifar10-dsae-attacked/cifar10-dsae-attacked.safetensors",
+        dataset="imagefolder:cifar10-jpeg.zip",
+        classifier="cifar10-resnet18",
+        architecture=DSAEConfig(channels=3, units=192, atom=6, stride=2, width=96, depth=3),
+        epochs=5,
+        batch_size=128,
+        flip=True,
+        noise=0.04,
+        attacked=0.5,
+        attack_steps=2,
+        eps=(1 / 255, 9 / 255),
+        feature_weight=1.0,
+        l1=0.02,
     )
 )
 register(
@@ -338,10 +327,10 @@ def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
     ):
         without = {"attacked": 0.0, "noise": 0.1, "agreement_weight": 0.0, "feature_weight": 0.0}
         alone = without if config.network == "magnet" else {}
-        name = f"{like.split('-')[0]}-{config.network}"
+        name = f"{like.removesuffix('-dsae')}-{config.network}"
         register(DenoiserRecipe(**{**shared, **alone, "name": name, "architecture": config}))
 
 
 _register_dense("digits-dsae", dncnn=(16, 5))  # as many multiply-accumulates as the DSAE, within 6 %
 _register_dense("mnist-dsae", dncnn=(32, 8))
-_register_dense("cifar10-dsae-attacked", dncnn=(48, 8))
+_register_dense("cifar10-dsae", dncnn=(48, 8))
