@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify.encoder import PyramidTrunk, ResidualBlock
+from purify.global_units import GlobalUnits
 from purify.images import check_images
 from purify.noise import estimate_noise
 from purify.sparse import CodeName, make_code
@@ -56,13 +57,18 @@ class DSAEConfig:
     """What makes the code sparse (``purify.sparse``): soft, the default; hard, top-k and batch-top-k jump."""
     density: float = 0.1
     """Share of the code's entries that top-k and batch-top-k leave."""
+    global_units: int = 0
+    """Further units, of a pyramid, that see the whole image and write on all of it (:class:`purify.global_units.GlobalUnits`)."""
+    global_atom: int = 32
+    """Side of their atoms: that of the images they learn from."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "units", "atom", "stride", "width", "steps"):
+        for name in ("channels", "units", "atom", "stride", "width", "steps", "global_atom"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DSAEConfig.{name} must be at least 1, got {getattr(self, name)}")
-        if self.depth < 0:
-            raise ValueError(f"DSAEConfig.depth must not be negative, got {self.depth}")
+        for name in ("depth", "global_units"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DSAEConfig.{name} must not be negative, got {getattr(self, name)}")
         if self.atom < self.stride or (self.atom - self.stride) % 2:
             raise ValueError(
                 "DSAEConfig.atom must be at least the stride and differ from it by an even number (atoms overlap "
@@ -78,6 +84,11 @@ class DSAEConfig:
             raise ValueError(
                 "DSAEConfig.encoder 'pyramid' needs a stride that is a multiple of 4 and an even width, got stride "
                 f"{self.stride} with width {self.width}"
+            )
+        if self.global_units and (self.encoder != "pyramid" or self.steps > 1 or self.adaptive):
+            raise ValueError(
+                "DSAEConfig.global_units need encoder 'pyramid', one step and no adaptive thresholds, got encoder "
+                f"{self.encoder!r}, steps {self.steps}, adaptive {self.adaptive}"
             )
 
 
@@ -109,7 +120,8 @@ class DenoisingSparseAutoencoder(nn.Module):
     (Beck & Teboulle 2009; learnt encoders: Gregor & LeCun 2010; convolutional: Papyan, Romano & Elad 2017).
 
     Images (N, C, H, W) in [0, 1] with any H and W (odd, non-square, smaller than an atom: the border is replicated up to
-    the next multiple of the stride and cut off again). Codes (N, K, ⌈H/stride⌉, ⌈W/stride⌉), not negative.
+    the next multiple of the stride and cut off again). Codes (N, K, ⌈H/stride⌉, ⌈W/stride⌉), not negative. With G global units
+    (K + G in the place of K), these come last, are active at the first position only, and D z has their patterns added to it.
 
     >>> purifier = DenoisingSparseAutoencoder(DSAEConfig(channels=3, units=8, width=4, depth=1))
     >>> x = torch.rand(2, 3, 9, 7)
@@ -142,7 +154,10 @@ class DenoisingSparseAutoencoder(nn.Module):
             with torch.no_grad():  # starts as the tied encoder with η = 1
                 self.analysis.weight.copy_(self.dictionary)
         elif config.encoder == "pyramid":
-            self.stem = PyramidTrunk(config.channels, config.width, config.depth, config.stride)
+            self.stem = trunk = PyramidTrunk(config.channels, config.width, config.depth, config.stride)
+            if config.global_units:
+                self.raw_global_threshold = nn.Parameter(torch.full((config.global_units, 1, 1), _inverse_softplus(0.05)))
+                self.whole = GlobalUnits(trunk.coarse, config.global_units, config.channels, config.global_atom)
             self.analysis = nn.Conv2d(2 * config.width, config.units, 3, padding=1)
         else:
             self.stem = self._image_layer(config.width)
@@ -168,7 +183,9 @@ class DenoisingSparseAutoencoder(nn.Module):
 
     @property
     def threshold(self) -> Tensor:
-        """The thresholds θ (K, 1, 1), never negative: softplus of the learnt parameter."""
+        """The thresholds θ (K + G, 1, 1), never negative: softplus of the learnt parameter."""
+        if self.config.global_units:
+            return F.softplus(torch.cat([self.raw_threshold, self.raw_global_threshold]))
         return F.softplus(self.raw_threshold)
 
     def _threshold_for(self, padded: Tensor) -> Tensor:
@@ -196,6 +213,10 @@ class DenoisingSparseAutoencoder(nn.Module):
     def analyse(self, images: Tensor) -> Tensor:
         """E(x − b), the first step's code before its threshold: (N, K, ⌈H/stride⌉, ⌈W/stride⌉), of either sign."""
         return self._analyse(self._pad(images) - self.offset, self.dictionary)
+
+    def global_code(self, code: Tensor) -> Tensor:
+        """Of a code (N, K + G, h, w), the activity of the global units: (N, G). They stand at its first position."""
+        return code[:, self.config.units :, 0, 0]
 
     def decode(self, code: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Code (N, K, h, w) to the image (N, C, H, W) in [0, 1].
@@ -234,6 +255,11 @@ class DenoisingSparseAutoencoder(nn.Module):
         """η of a tied encoder to begin with: 1, and for unrolled steps 1 / ‖Dᵀ D‖, without which they diverge."""
         side = 8 * self.config.stride
         return 1.0 if self.config.steps == 1 else 1 / self.tied_analysis_norm((side, side))
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """What decides the code, and not only what it is decoded to: all but the atoms (of a tied encoder, these too)."""
+        tied = self.config.encoder == "tied"
+        return [parameter for name, parameter in self.named_parameters() if tied or name.split(".")[-1] != "atoms"]
 
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""
@@ -305,12 +331,24 @@ class DenoisingSparseAutoencoder(nn.Module):
         """E: (N, C, H, W) to (N, K, h, w)."""
         if self.config.encoder == "tied":
             return self.log_step_size.exp() * F.conv2d(rest, dictionary, None, self.config.stride, self.overlap)
-        out: Tensor = self.analysis(self.blocks(self.stem(rest)))
-        return out + self.shortcut(rest) if self.config.shortcut else out
+        if isinstance(self.stem, PyramidTrunk):
+            features, coarse = self.stem(rest)
+        else:
+            features = coarse = self.stem(rest)
+        out: Tensor = self.analysis(self.blocks(features))
+        if self.config.shortcut:
+            out = out + self.shortcut(rest)
+        if self.config.global_units:
+            summary = self.whole.analyse(coarse)[..., None, None].to(out.dtype)
+            out = torch.cat([out, F.pad(summary, (0, out.shape[-1] - 1, 0, out.shape[-2] - 1))], 1)
+        return out
 
     def _synthesise(self, code: Tensor, dictionary: Tensor) -> Tensor:
         """D: (N, K, h, w) to (N, C, H, W)."""
-        return F.conv_transpose2d(code, dictionary, None, self.config.stride, self.overlap)
+        image = F.conv_transpose2d(code[:, : self.config.units], dictionary, None, self.config.stride, self.overlap)
+        if self.config.global_units:
+            image = image + self.whole.synthesise(self.global_code(code), (image.shape[-2], image.shape[-1]))
+        return image
 
 
 def _inverse_softplus(value: float) -> float:

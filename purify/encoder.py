@@ -44,15 +44,17 @@ class PyramidTrunk(nn.Module):
     """Features at three scales, joined from the coarsest up (Lin et al. 2017): what an image shows decides how it is rebuilt.
 
     For a code at stride s: ``depth`` residual blocks at s/2 with ``width`` channels, as many at s with twice that, and at 2s with
-    three times; then the coarse features are added to those at s, where one block joins them. Batch normalisation throughout,
-    whose statistics are fixed in eval mode: each image is then purified by itself.
+    four times; then the coarse features are added to those at s. Batch normalisation throughout, whose statistics are fixed in
+    eval mode: each image is then purified by itself.
 
-    Images (N, C, H, W), H and W multiples of s, to features (N, 2·width, H/s, W/s), not negative.
+    Images (N, C, H, W), H and W multiples of s, to features (N, 2·width, H/s, W/s), not negative, and the coarse ones,
+    (N, 4·width, ⌈H/2s⌉, ⌈W/2s⌉), likewise.
     """
 
     def __init__(self, channels: int, width: int, depth: int, stride: int) -> None:
         super().__init__()
-        half, fine, coarse = stride // 2, 2 * width, 3 * width
+        half, fine, coarse = stride // 2, 2 * width, 4 * width
+        self.coarse = coarse
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width // 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
@@ -65,14 +67,14 @@ class PyramidTrunk(nn.Module):
         self.down_again = _halve(fine, coarse)
         self.beyond = nn.Sequential(*(_NormalisedBlock(coarse) for _ in range(depth)), nn.BatchNorm2d(coarse), nn.ReLU())
         self.up = nn.Conv2d(coarse, fine, 1, bias=False)
-        self.join = nn.Sequential(_NormalisedBlock(fine), nn.BatchNorm2d(fine), nn.ReLU())
+        self.join = nn.Sequential(nn.BatchNorm2d(fine), nn.ReLU())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images, whose mean may be anywhere, to features."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, whose mean may be anywhere, to joined and coarse features."""
         here = self.here(self.down(self.before(self.stem(images))))  # (N, 2w, H/s, W/s)
-        beyond = self.up(self.beyond(self.down_again(here)))  # (N, 2w, ⌈H/2s⌉, ⌈W/2s⌉)
-        out: Tensor = self.join(here + F.interpolate(beyond, size=here.shape[-2:], mode="nearest"))
-        return out
+        beyond = self.beyond(self.down_again(here))  # (N, 4w, ⌈H/2s⌉, ⌈W/2s⌉)
+        joined: Tensor = self.join(here + F.interpolate(self.up(beyond), size=here.shape[-2:], mode="nearest"))
+        return joined, beyond
 
 
 def _halve(width: int, wider: int) -> nn.Sequential:

@@ -140,6 +140,44 @@ def test_pyramid_joins_its_scales() -> None:
         assert not torch.equal(purifier.analyse(x)[..., -1, -1], purifier.analyse(y)[..., -1, -1])
 
 
+def test_global_units_see_and_write_on_the_whole_image() -> None:
+    plain = small(encoder="pyramid", stride=4, atom=8)
+    purifier = small(encoder="pyramid", stride=4, atom=8, global_units=5, global_atom=16)
+    shared = {k: v for k, v in purifier.state_dict().items() if "global" not in k and not k.startswith("whole")}
+    plain.load_state_dict(shared)
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        purifier.whole.norm.bias.copy_(torch.tensor([0.5, 1.0, 0.0, 2.0, -1.0]))
+        code = purifier.encode(images)
+        assert code.shape == (3, 8 + 5, 4, 4)
+        assert torch.equal(code[:, :8], plain.encode(images))  # the local units are what they were
+        first = purifier.global_code(code)
+        assert (first > 0).any()
+        assert torch.equal(code[:, 8:].sum((2, 3)), first)  # they have one position, and are counted once
+        atoms = torch.nn.functional.normalize(purifier.whole.atoms.flatten(1), dim=1).view(5, 3, 16, 16)
+        pattern = torch.einsum("ng,gchw->nchw", first, atoms)
+        assert torch.allclose(purifier.synthesise(code), plain.synthesise(code[:, :8]) + pattern, atol=1e-5)
+        larger = purifier.synthesise(purifier.encode(torch.rand(1, 3, 21, 30)), (21, 30))
+        assert larger.shape == (1, 3, 21, 30)
+        summary = purifier.analyse(images)[:, 8:, 0, 0]
+        assert torch.allclose(first, (summary - purifier.threshold[8:].flatten()).relu(), atol=1e-6)
+    alone = torch.cat([purifier(image[None]) for image in images])
+    assert torch.allclose(purifier(images), alone, atol=1e-5)
+
+
+def test_the_encoders_parameters_decide_the_code_and_no_others() -> None:
+    purifier = small(encoder="pyramid", stride=4, atom=8, global_units=5, global_atom=16)
+    images = torch.rand(2, 3, 16, 16)
+    before = purifier.encode(images)
+    of_encoder = {id(p) for p in purifier.encoder_parameters()}
+    with torch.no_grad():
+        for parameter in purifier.parameters():
+            if id(parameter) not in of_encoder:
+                parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(purifier.encode(images), before)
+    assert len(of_encoder) == len(list(purifier.parameters())) - 2
+
+
 @pytest.mark.parametrize("encoder", ["deep", "pyramid"])
 def test_shortcut_starts_as_a_linear_autoencoder_and_learns_beyond_it(encoder: str) -> None:
     purifier = small(encoder=encoder, shortcut=True, units=96, atom=6, stride=4, width=8)
@@ -194,7 +232,15 @@ def test_revived_units_fire_again(changes: dict[str, object]) -> None:
     assert not torch.equal(before.atoms[:4], purifier.atoms[:4])
 
 
-@pytest.mark.parametrize("changes", [{}, {"shortcut": True}, {"encoder": "pyramid", "stride": 4, "atom": 8}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shortcut": True},
+        {"encoder": "pyramid", "stride": 4, "atom": 8},
+        {"encoder": "pyramid", "stride": 4, "atom": 8, "global_units": 3, "global_atom": 8},
+    ],
+)
 def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, object]) -> None:
     purifier = small(**changes).train()
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -214,6 +260,8 @@ def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, objec
         ({"encoder": "other"}, "'other'"),
         ({"encoder": "tied", "shortcut": True}, "shortcut is for the encoders 'deep' and 'pyramid', got 'tied'"),
         ({"encoder": "pyramid", "stride": 2}, "stride that is a multiple of 4"),
+        ({"global_units": -1}, "global_units must not be negative"),
+        ({"global_units": 4}, "global_units need encoder 'pyramid'.*got encoder 'deep'"),
     ],
 )
 def test_bad_config(changes: dict[str, object], says: str) -> None:

@@ -124,6 +124,22 @@ def test_a_part_of_the_batches_is_attacked_through_the_code(share: float, throug
     assert {"robust", "code"} <= shown.keys()
 
 
+def test_the_decoder_may_learn_first() -> None:
+    config = purify.DSAEConfig(units=24, atom=6, stride=4, encoder="pyramid", width=12, depth=1, global_units=16, global_atom=8)
+    task, training = make(dataclasses.replace(QUICK, architecture=config, code_weight=0.5, code_attacked=1.0, decoder_first=0.5))
+    assert task.changes_at == 0.5  # where the optimiser starts anew
+    purifier = task.model.purifier
+    for share, learning in ((0.0, {"atoms", "whole.atoms"}), (0.5, {name for name, _ in purifier.named_parameters()})):
+        task.share_done = share
+        loss, _ = task.loss(*training.batch(slice(0, 16)), torch.Generator().manual_seed(0))
+        task.model.zero_grad()
+        loss.backward()
+        assert {name for name, p in purifier.named_parameters() if p.grad is not None} == learning
+        assert task.model.readout[1].weight.grad is not None
+    with pytest.raises(ValueError, match=r"decoder_first must be in \[0, 1\]"):
+        dataclasses.replace(QUICK, decoder_first=1.5)
+
+
 def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> None:
     with pytest.raises(ValueError, match="at least one classifier"):
         dataclasses.replace(QUICK, classifiers=())

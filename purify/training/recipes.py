@@ -183,8 +183,13 @@ class RobustRecipe(Recipe):
     """Of half the squared error plus ``l1`` times the code, divided by the number of pixel values."""
     l1: float = 0.04
     """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units."""
+    decoder_first: float = 0.0
+    """Share of the run, at its beginning, that leaves the encoder as it is: the atoms learn to write what it reads. For a
+    warm start whose code is robust already, many times cheaper than all at once."""
     warm_start: str = ""
     """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
+    validation_eps: float = 0.0
+    """Radius by which each epoch is judged; 0: ``eps``. (Trained at less, a network keeps more of its clean accuracy.)"""
     validation_steps: int = 50
     """Of the APGD-CE on the whole pipeline by which each epoch is judged, and the best one kept."""
     validated: int = 300
@@ -203,6 +208,8 @@ class RobustRecipe(Recipe):
                 f"recipe {self.name}: code_attacked must be in [0, 1], and needs a code_weight above 0 (an untrained read-out "
                 f"is nothing to attack), got {self.code_attacked} with code_weight {self.code_weight}"
             )
+        if not 0 <= self.decoder_first <= 1:
+            raise ValueError(f"recipe {self.name}: decoder_first must be in [0, 1], got {self.decoder_first}")
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
         if self.classifiers and not of_classifiers:

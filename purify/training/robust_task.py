@@ -22,23 +22,26 @@ __all__ = ["RobustTask", "Student"]
 
 
 class Student(nn.Module):
-    """The purifier, and a linear read-out of its mean code that learns beside it and is not kept.
+    """The purifier, and a linear read-out of its code that learns beside it and is not kept.
 
-    The mean code is small, in pixel units, and batch normalisation brings it to the scale at which a linear layer learns well.
+    It reads the global units where there are any, otherwise the mean of each unit. That is small, in pixel units, and batch
+    normalisation brings it to the scale at which a linear layer learns well.
     """
 
     def __init__(self, purifier: DenoisingSparseAutoencoder, classes: int) -> None:
         super().__init__()
         self.purifier = purifier
-        self.readout = nn.Sequential(nn.BatchNorm1d(purifier.config.units), nn.Linear(purifier.config.units, classes))
+        read = purifier.config.global_units or purifier.config.units
+        self.readout = nn.Sequential(nn.BatchNorm1d(read), nn.Linear(read, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Purified images, not yet clipped to [0, 1]."""
         return self.purifier.relaxed(images)
 
     def read(self, code: Tensor) -> Tensor:
-        """Code (N, K, h, w) to logits (N, classes)."""
-        logits: Tensor = self.readout(code.mean((2, 3)))
+        """Code (N, K + G, h, w) to logits (N, classes)."""
+        purifier = self.purifier
+        logits: Tensor = self.readout(purifier.global_code(code) if purifier.config.global_units else code.mean((2, 3)))
         return logits
 
 
@@ -49,6 +52,7 @@ class RobustTask(Task):
          + w_c · CE( r(z̄), y ) + w_p · ( ½‖P(x') − x‖² + λ Σ z ) / (C·H·W),
     x' attacked through P and f, φ the last features of f, z̄ the code's mean over its positions and r linear after a batch
     normalisation. A part of the batches is attacked through z and r alone (``code_attacked``); without a classifier all are.
+    At the beginning the decoder may learn alone (``decoder_first``); the encoder's batch statistics go on even then.
 
     Forward, the purified images are clipped to [0, 1] as ever; backward, the clip is the identity, so that neither the attack nor
     the training meets the clip's zero gradients.
@@ -57,7 +61,7 @@ class RobustTask(Task):
     criterion = "val_apgd"
 
     def __init__(self, recipe: RobustRecipe, training: ImageSet, validation: ImageSet) -> None:
-        self.recipe, self.shape = recipe, training.image_shape
+        self.recipe, self.shape, self.changes_at = recipe, training.image_shape, recipe.decoder_first
         if recipe.architecture.channels != self.shape[0]:
             raise ValueError(
                 f"recipe {recipe.name}: architecture.channels is {recipe.architecture.channels}, but data set {training.name} "
@@ -85,6 +89,8 @@ class RobustTask(Task):
         recipe, purifier = self.recipe, self.model.purifier
         which = int(torch.randint(max(len(self.classifiers), 1), (), generator=generator))
         attacked_model = self._pipelines(self.model)[which]
+        for parameter in purifier.encoder_parameters() if recipe.decoder_first else ():
+            parameter.requires_grad_(self.share_done >= recipe.decoder_first)
         if recipe.code_attacked and float(torch.rand((), generator=generator)) < recipe.code_attacked:
             attacked_model = self._read_code(self.model)
         with autocast(images.device):
@@ -135,7 +141,8 @@ class RobustTask(Task):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Clean accuracy and that under APGD-CE on the whole pipeline (the lowest of several classifiers); the code's figures."""
         assert isinstance(model, Student)
-        attack = APGD(ThreatModel(self.recipe.norm, self.recipe.eps), steps=self.recipe.validation_steps)
+        threat = ThreatModel(self.recipe.norm, self.recipe.validation_eps or self.recipe.eps)
+        attack = APGD(threat, steps=self.recipe.validation_steps)
         clean, robust = [], []
         for defended, soft in zip(self._pipelines(model, exact_clip=True), self._pipelines(model), strict=True):
             result = attack(defended, self.images, self.labels, gradient=exact(soft))

@@ -213,7 +213,7 @@ class PurifierTask(DenoisingTask):
             code = self.model.encode(self.disturb(images, labels, generator))
             purified = self.model.synthesise(code, size=(images.shape[-2], images.shape[-1]))  # unclipped: gradients at 0 and 1
             disagreement = self.disagreement(images, purified)
-        self.fired |= (code > 0).any(dim=3).any(dim=2).any(dim=0)
+        self.fired |= (code[:, : len(self.fired)] > 0).any(dim=3).any(dim=2).any(dim=0)
         squares = 0.5 * (purified.float() - images).square().sum()
         lasso = (squares + recipe.l1 * code.float().sum()) / images.numel()
         l0 = float((code > 0).sum() / len(code))
