@@ -25,6 +25,7 @@ from purify.eval.judge import Judge
 from purify.eval.progress import Progress
 from purify.eval.report import Report
 from purify.eval.sanity import CHECKS, run_check
+from purify.eval.shared import SharedAttacks
 from purify.eval.source import ImageSource, TensorImages, fingerprint_images, fingerprint_model
 from purify.eval.store import RunStore
 from purify.versions import library_versions
@@ -99,6 +100,7 @@ def evaluate(
     name: str = "defence",
     about: Mapping[str, Any] | None = None,
     store: str | Path = ":memory:",
+    shared: SharedAttacks | None = None,
     wait: float = 0.0,
     tensorboard: Path | None = None,
     quiet: bool = False,
@@ -116,6 +118,7 @@ def evaluate(
         name: of the row.
         about: plain values that say what was evaluated (data set, checkpoints); part of the run's configuration.
         store: SQLite file; the default is kept nowhere.
+        shared: oblivious attacks, where several defences of one classifier are evaluated on the same images.
         wait: seconds to wait for another run that holds the store.
         tensorboard: folder for robust accuracy so far, as a scalar.
         quiet: no progress bars.
@@ -150,7 +153,7 @@ def evaluate(
     }
     progress = Progress(name, quiet=quiet, tensorboard=tensorboard)
     with RunStore(store, configuration, wait=wait) as opened:
-        judge = _judge(defended, source, threat, opened, settings, chosen.draws, probe, progress)
+        judge = _judge(defended, source, threat, opened, settings, chosen.draws, probe, progress, shared or SharedAttacks())
         paths = gradient_paths(defended, probe)
         judge.clean()
         judge.oblivious(settings.oblivious_steps)
@@ -184,6 +187,7 @@ def _judge(
     draws: int,
     probe: Tensor,
     progress: Progress,
+    shared: SharedAttacks,
 ) -> Judge:
     if draws == 1:
         check_deterministic(defended, probe)
@@ -203,6 +207,7 @@ def _judge(
         progress=progress,
         classes=classes,
         device=probe.device,
+        shared=shared,
     )
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from purify.attacks import FGSM, FMN, PGD, Attack, GradientPath, Suite, ThreatModel, eot, verdict
 from purify.attacks.gradient import Model
+from purify.attacks.result import AttackResult
 from purify.attacks.suite import suited
 from purify.eval.progress import Progress
+from purify.eval.shared import SharedAttacks
 from purify.eval.source import ImageSource
 from purify.eval.store import RunStore, StageRecord, Trial
 from purify.images import check_images, check_labels
@@ -55,6 +57,8 @@ class Judge:
     classes: int
     device: torch.device
     """Where the model is."""
+    shared: SharedAttacks
+    """Oblivious attacks, which all defences in front of one classifier share."""
 
     def clean(self) -> None:
         """Bare classifier and defence on the untouched images. Images of which the defence says NaN are noted as errors."""
@@ -85,8 +89,7 @@ class Judge:
                 if self.store.has_batch(own, 0, first):
                     continue
                 started = time.perf_counter()
-                images, labels = self.load(rows)
-                result = attack(self.bare, images, labels, generator=self._generator(number, first, images.device))
+                result, labels = self._oblivious_attack(attack, number, first, rows)
                 answers = [self._answers(m, result.adversarial, labels, d) for m, d in ((self.model, None), (self.bare, 1))]
                 distance, queries = result.distance, result.queries
                 self._write(bare, 0, first, rows, answers[1], distance, queries, seconds=0.0)
@@ -145,6 +148,13 @@ class Judge:
                 self._attack(stage, 0, first, rows, attack, path, keep=False)
 
     # ---- one batch
+
+    def _oblivious_attack(self, attack: Attack, number: int, first: int, rows: Tensor) -> tuple[AttackResult, Tensor]:
+        """The attack on the bare classifier, made now or for an earlier defence from the same seed, and the labels."""
+        images, labels = self.load(rows)
+        generator = self._generator(number, first, images.device)
+        key = (str(attack), self.seed, first, tuple(rows.tolist()))
+        return self.shared.get(key, lambda: attack(self.bare, images, labels, generator=generator)), labels
 
     def _attack(
         self,

@@ -18,6 +18,7 @@ from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_data
 from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
+from purify.eval.shared import SharedAttacks
 from purify.eval.trained import TRAINED, trained_baseline
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
@@ -187,7 +188,7 @@ def _measure(
     stores: Path | None,
     quiet: bool,
 ) -> DefenceTable:
-    reports = []
+    reports, shared = [], {name: SharedAttacks() for name in classifiers}
     for name, classifier, purifier in _rows(spec, purifiers):
         bare = classifiers[classifier]
         if purifier is None:
@@ -203,6 +204,7 @@ def _measure(
             name=name,
             about={"data": spec.data, "split": test.split, "classifier": classifier, "purifier": name},
             store=":memory:" if stores is None else stores / f"{spec.stem}.{file_stem(name)}.sqlite",
+            shared=None if isinstance(purifier, NormalizedClassifier) else shared[classifier],
             quiet=quiet,
         )
         reports.append(report)

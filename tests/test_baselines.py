@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import median as skimage_median
 
 import purify
+from purify.attacks import FGSM
+from purify.attacks.result import AttackResult
 from purify.checkpoint import load_classifier, read_card, save
-from purify.eval import Settings, trained
+from purify.eval import Settings, evaluate, judge, trained
 from purify.eval.baselines import (
     BASELINES,
     JPEG,
@@ -25,6 +28,7 @@ from purify.eval.baselines import (
     PCAProjection,
     make_baseline,
 )
+from purify.eval.shared import SharedAttacks
 from purify.eval.tables import TABLES, defence_table
 from purify.training.catalogue import find_recipe
 
@@ -125,6 +129,39 @@ def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypat
     assert [report.name for report in first.reports] == ["none", name]
     assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
     assert first.reports[1].adaptive == second.reports[1].adaptive
+
+
+def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(FGSM):
+        def __call__(self, *args: Any, **kwargs: Any) -> AttackResult:
+            made.append(args)
+            return super().__call__(*args, **kwargs)
+
+    monkeypatch.setattr(judge, "FGSM", Counted)
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0, batch_size=12)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few)
+    table = defence_table(spec, baselines=("jpeg",), quiet=True)
+    assert len(made) == 2  # batches, not times rows
+    images = purify.load_dataset("digits", "test").first(20)
+    defended = purify.wrap(load_classifier("digits-shufflenet"), "digits-dsae")
+    alone = evaluate(defended, images, None, spec.threat, settings=few, quiet=True)
+    assert len(made) == 4
+    assert table.reports[1].oblivious == alone.oblivious
+    assert table.reports[1].margins == alone.margins
+
+
+def test_what_does_not_fit_is_made_again() -> None:
+    shared, made = SharedAttacks(limit=5 * 4 * 3), []
+
+    def attack() -> AttackResult:
+        made.append(1)
+        return AttackResult(*torch.zeros(5, 2))
+
+    assert shared.get("a", attack) is shared.get("a", attack)  # 40 bytes, of 60
+    assert shared.get("b", attack) is not shared.get("b", attack)
+    assert len(made) == 3
 
 
 def test_rows_before_another_classifier(tmp_path: Path) -> None:
