@@ -13,7 +13,7 @@ from purify.commands.data_options import DataOptions
 from purify.commands.fit import FitCommand, fit
 from purify.data import Split
 from purify.training.catalogue import find_recipe, list_recipes
-from purify.training.recipes import ClassifierRecipe, DenoisingRecipe, Recipe
+from purify.training.recipes import ClassifierRecipe, DenoisingRecipe, Recipe, RobustRecipe
 
 __all__ = ["TrainOptions", "train"]
 
@@ -31,8 +31,8 @@ class TrainOptions(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingTrainOptions(TrainOptions):
-    """Of `purify train`, where a purifier or denoiser is trained in front of one classifier."""
+class PurifierTrainOptions(TrainOptions):
+    """Of `purify train`, where a purifier or denoiser is trained in front of a classifier."""
 
     model: str = ""
     """A classifier in the place of the recipe's: name of a torchvision one, or name or path of a checkpoint."""
@@ -63,7 +63,7 @@ def train(arguments: Sequence[str]) -> int:
         print("`purify train RECIPE --help` and `purify train --data --help` show the settings.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     default = find_recipe(arguments[0])
-    defaults = DenoisingTrainOptions() if isinstance(default, DenoisingRecipe) else TrainOptions()
+    defaults = PurifierTrainOptions() if isinstance(default, (DenoisingRecipe, RobustRecipe)) else TrainOptions()
     chosen = tyro.cli(
         tyro.conf.OmitArgPrefixes[_Training[type(default), type(defaults)]],  # type: ignore[misc]
         default=_Training(default, defaults),
@@ -80,9 +80,12 @@ def train(arguments: Sequence[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if isinstance(options, DenoisingTrainOptions) and options.model:
+    if isinstance(options, PurifierTrainOptions) and options.model:
         named = named_classifier(options.model, options.weights)
-        recipe = replace(recipe, classifier=options.model)
+        if isinstance(recipe, RobustRecipe):
+            recipe = replace(recipe, classifiers=(options.model,))
+        else:
+            recipe = replace(recipe, classifier=options.model)
         training, validation = (named.load(options, recipe.dataset, split) for split in _SPLITS)
         task = make_task(recipe, training, validation, named.module)
     else:

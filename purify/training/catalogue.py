@@ -185,6 +185,31 @@ register(
 )
 register(
     RobustRecipe(
+        name="imagenet-dsae-robust",
+        dataset="imagefolder:imagenet-750.zip",
+        classifiers=("squeezenet1_0",),  # likewise
+        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, shortcut=True, width=64, depth=4),
+        epochs=60,
+        batch_size=16,
+        learning_rate=1e-3,
+        window=112,
+        flip=True,
+        eps=1 / 255,
+        growing=0.2,
+        attack_steps=2,
+        final_steps=4,
+        label_weight=0.0,
+        agreement_weight=1.0,
+        feature_weight=10.0,
+        pixel_weight=500.0,
+        l1=0.03,
+        warm_start="imagenet-dsae",
+        validation_steps=10,
+        validated=50,
+    )
+)
+register(
+    RobustRecipe(
         name="digits-dsae-robust",
         dataset="digits",
         classifiers=("digits-shufflenet",),

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from purify.attacks import APGD, ThreatModel, exact
 from purify.attacks.gradient import Model
 from purify.autoencoder import DenoisingSparseAutoencoder
-from purify.checkpoint import Card, load_classifier, read_card
+from purify.checkpoint import Card
 from purify.data import ImageSet
 from purify.training.attack import training_attack
 from purify.training.card import describe
 from purify.training.features import LastFeatures, feature_error
+from purify.training.frozen import frozen_classifier
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
 from purify.training.warm_start import first_weights
@@ -60,14 +61,19 @@ class RobustTask(Task):
 
     criterion = "val_apgd"
 
-    def __init__(self, recipe: RobustRecipe, training: ImageSet, validation: ImageSet) -> None:
+    def __init__(
+        self, recipe: RobustRecipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None
+    ) -> None:
         self.recipe, self.shape, self.changes_at = recipe, training.image_shape, recipe.decoder_first
         if recipe.architecture.channels != self.shape[0]:
             raise ValueError(
                 f"recipe {recipe.name}: architecture.channels is {recipe.architecture.channels}, but data set {training.name} "
                 f"has {self.shape[0]} channels"
             )
-        self.classifiers = [_frozen(name, recipe, training) for name in recipe.classifiers]
+        if classifier is None:
+            self.classifiers = [frozen_classifier(name, recipe.name, training) for name in recipe.classifiers]
+        else:
+            self.classifiers = [classifier.requires_grad_(False)]
         self.features = [LastFeatures(c) for c in self.classifiers] if recipe.feature_weight else []
         purifier = first_weights(recipe)
         self.model: Student = Student(purifier, len(training.classes))
@@ -175,17 +181,3 @@ def _clip(images: Tensor) -> Tensor:
 def _soft_clip(images: Tensor) -> Tensor:
     """Clipped to [0, 1]; backward the identity."""
     return images + (images.clamp(0, 1) - images).detach()
-
-
-def _frozen(name: str, recipe: RobustRecipe, training: ImageSet) -> nn.Module:
-    """The classifier, whose weights and batch statistics no training changes."""
-    expected = read_card(name)
-    if expected.image_shape[0] != training.image_shape[0]:
-        raise ValueError(
-            f"recipe {recipe.name}: classifier {name} takes {expected.image_shape[0]} channels, data set {training.name} has "
-            f"{training.image_shape[0]}"
-        )
-    known, there = expected.architecture.get("classes"), len(training.classes)
-    if known not in (None, there):
-        raise ValueError(f"recipe {recipe.name}: classifier {name} knows {known} classes, data set {training.name} has {there}")
-    return load_classifier(name).requires_grad_(False)

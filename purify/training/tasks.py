@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from purify.architecture import build_classifier
 from purify.attacks import FGSM, PGD, ThreatModel
 from purify.autoencoder import DenoisingSparseAutoencoder
-from purify.checkpoint import Card, load_classifier, read_card
+from purify.checkpoint import Card
 from purify.data import ImageSet
 from purify.denoisers import Denoiser, build_denoiser
 from purify.normalization import Normalize, NormalizedClassifier
 from purify.training.attack import training_attack
 from purify.training.card import describe
 from purify.training.features import LastFeatures, feature_error
+from purify.training.frozen import frozen_classifier
 from purify.training.loop import Task, autocast
 from purify.training.recipes import (
     ClassifierRecipe,
@@ -39,7 +39,7 @@ _VALIDATED = 500
 def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None) -> Task:
     """The task that a recipe describes, with freshly drawn weights (from the recipe's seed).
 
-    ``classifier`` ([0, 1] images to logits, in eval mode) takes the place of the checkpoint that a denoising recipe names.
+    ``classifier`` ([0, 1] images to logits, in eval mode) takes the place of the checkpoints that a purifier's recipe names.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -52,7 +52,7 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifi
         if isinstance(recipe, DenoiserRecipe):
             return DenoiserTask(recipe, training, validation, classifier)
         if isinstance(recipe, RobustRecipe):
-            return RobustTask(recipe, training, validation)
+            return RobustTask(recipe, training, validation, classifier)
     raise TypeError(f"no task for a {type(recipe).__name__}")
 
 
@@ -129,7 +129,11 @@ class DenoisingTask(Task):
         self.denoising, self.shape = recipe, training.image_shape
         self.changes_at = recipe.pixels_first
         _check_shape(recipe.name, "architecture.channels", channels, training)
-        self.classifier = _named_classifier(recipe, training) if classifier is None else classifier.requires_grad_(False)
+        self.classifier = (
+            frozen_classifier(recipe.classifier, recipe.name, training)
+            if classifier is None
+            else classifier.requires_grad_(False)
+        )
         self.features = LastFeatures(self.classifier) if recipe.feature_weight else None
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
@@ -283,23 +287,6 @@ class DenoiserTask(DenoisingTask):
     def card(self, model: nn.Module) -> Card:
         """Architecture and cost."""
         return describe(model, self.recipe, "denoiser", self.shape)
-
-
-def _named_classifier(recipe: DenoisingRecipe, training: ImageSet) -> nn.Module:
-    """The classifier that the recipe names, frozen."""
-    if recipe.classifier in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(
-            f"recipe {recipe.name} was made in front of {recipe.classifier}, which is not shipped: give it with --model "
-            f"{recipe.classifier} --weights FILE"
-        )
-    expected = read_card(recipe.classifier).image_shape
-    if expected[0] != training.image_shape[0]:
-        raise ValueError(
-            f"recipe {recipe.name}: classifier {recipe.classifier} takes {expected[0]} channels, "
-            f"data set {training.name} has {training.image_shape[0]}"
-        )
-    classifier: nn.Module = load_classifier(recipe.classifier).requires_grad_(False)
-    return classifier
 
 
 def _check_shape(recipe: str, field: str, channels: int, training: ImageSet) -> None:
