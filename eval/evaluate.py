@@ -118,7 +118,8 @@ def evaluate(
         name: of the row.
         about: plain values that say what was evaluated (data set, checkpoints); part of the run's configuration.
         store: SQLite file; the default is kept nowhere.
-        shared: oblivious attacks, where several defences of one classifier are evaluated on the same images.
+        shared: keeps oblivious attacks, where several defences of one classifier are evaluated on the same images; None: nothing
+            is kept.
         wait: seconds to wait for another run that holds the store.
         tensorboard: folder for robust accuracy so far, as a scalar.
         quiet: no progress bars.
@@ -153,7 +154,9 @@ def evaluate(
     }
     progress = Progress(name, quiet=quiet, tensorboard=tensorboard)
     with RunStore(store, configuration, wait=wait) as opened:
-        judge = _judge(defended, source, threat, opened, settings, chosen.draws, probe, progress, shared or SharedAttacks())
+        judge = _judge(
+            defended, source, threat, opened, settings, chosen.draws, probe, progress, shared or SharedAttacks(limit=0)
+        )
         paths = gradient_paths(defended, probe)
         judge.clean()
         judge.oblivious(settings.oblivious_steps)
