@@ -85,10 +85,11 @@ class DSAEConfig:
                 "DSAEConfig.encoder 'pyramid' needs a stride that is a multiple of 4 and an even width, got stride "
                 f"{self.stride} with width {self.width}"
             )
-        if self.global_units and (self.encoder != "pyramid" or self.steps > 1 or self.adaptive):
+        fits = self.encoder == "pyramid" and self.steps == 1 and not self.adaptive and self.code in ("soft", "hard")
+        if self.global_units and not fits:
             raise ValueError(
-                "DSAEConfig.global_units need encoder 'pyramid', one step and no adaptive thresholds, got encoder "
-                f"{self.encoder!r}, steps {self.steps}, adaptive {self.adaptive}"
+                "DSAEConfig.global_units need encoder 'pyramid', one step, no adaptive thresholds and code 'soft' or 'hard', got "
+                f"encoder {self.encoder!r}, steps {self.steps}, adaptive {self.adaptive}, code {self.code!r}"
             )
 
 
@@ -99,7 +100,7 @@ class CodeStatistics:
     l0: float
     """Mean number of active units (entries > 0 of the code tensor) for one image."""
     density: float
-    """``l0`` as a share of all entries of the code, 0 … 1."""
+    """``l0`` as a share of all units at all their positions (a global unit has one), 0 … 1."""
     explained_variance: float
     """1 − Σ(x − x̂)² / Σ(x − mean image)², at most 1."""
     dead_units: float
@@ -310,10 +311,12 @@ class DenoisingSparseAutoencoder(nn.Module):
         code = self.encode(images)
         purified = self.decode(code, size=(images.shape[-2], images.shape[-1]))
         active = code > 0
+        places = self.config.units * code[0, 0].numel() + self.config.global_units
         spread = (images - images.mean(0, keepdim=True)).square().sum()
+        l0 = active.flatten(1).sum(1).float().mean().item()
         return CodeStatistics(
-            l0=active.flatten(1).sum(1).float().mean().item(),
-            density=active.float().mean().item(),
+            l0=l0,
+            density=l0 / places,
             explained_variance=1 - ((images - purified).square().sum() / spread.clamp_min(1e-12)).item(),
             dead_units=1 - active.any(dim=3).any(dim=2).any(dim=0).float().mean().item(),
         )

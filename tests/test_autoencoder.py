@@ -153,6 +153,7 @@ def test_global_units_see_and_write_on_the_whole_image() -> None:
         assert torch.equal(code[:, :8], plain.encode(images))  # the local units are what they were
         first = purifier.global_code(code)
         assert (first > 0).any()
+        assert purifier.statistics(images).density == pytest.approx(float((code > 0).sum() / 3) / (8 * 16 + 5))
         assert torch.equal(code[:, 8:].sum((2, 3)), first)  # they have one position, and are counted once
         atoms = torch.nn.functional.normalize(purifier.whole.atoms.flatten(1), dim=1).view(5, 3, 16, 16)
         pattern = torch.einsum("ng,gchw->nchw", first, atoms)
@@ -261,6 +262,10 @@ def test_gradient_reaches_the_input_and_every_parameter(changes: dict[str, objec
         ({"encoder": "tied", "shortcut": True}, "shortcut is for the encoders 'deep' and 'pyramid', got 'tied'"),
         ({"encoder": "pyramid", "stride": 2}, "stride that is a multiple of 4"),
         ({"global_units": -1}, "global_units must not be negative"),
+        (
+            {"global_units": 4, "encoder": "pyramid", "stride": 4, "atom": 8, "code": "top-k"},
+            "code 'soft' or 'hard', got.*'top-k'",
+        ),
         ({"global_units": 4}, "global_units need encoder 'pyramid'.*got encoder 'deep'"),
     ],
 )

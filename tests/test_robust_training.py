@@ -138,6 +138,8 @@ def test_the_decoder_may_learn_first() -> None:
         assert task.model.readout[1].weight.grad is not None
     with pytest.raises(ValueError, match=r"decoder_first must be in \[0, 1\]"):
         dataclasses.replace(QUICK, decoder_first=1.5)
+    with pytest.raises(ValueError, match="a tied encoder is its decoder"):
+        dataclasses.replace(QUICK, decoder_first=0.5, architecture=dataclasses.replace(SMALL, encoder="tied"))
 
 
 def test_a_classifier_that_is_given_takes_the_place_of_the_recipes() -> None:

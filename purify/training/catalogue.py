@@ -161,34 +161,33 @@ register(
         l1=0.02,
     )
 )
-register(
-    PurifierRecipe(
-        name="imagenet-dsae",
-        dataset="imagefolder:imagenet-750.zip",
-        classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
-        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, shortcut=True, width=64, depth=4),
-        epochs=120,
-        batch_size=16,
-        learning_rate=2e-3,
-        window=112,
-        flip=True,
-        noise=0.08,
-        attacked=0.75,
-        attack_steps=3,
-        eps=(1 / 255, 5 / 255),
-        pixel_weight=500.0,
-        feature_weight=10.0,
-        pixels_first=0.4,
-        l1=0.03,
-        revive_until=0.0,
-    )
+_IMAGENET_DSAE = PurifierRecipe(
+    name="imagenet-dsae",
+    dataset="imagefolder:imagenet-750.zip",
+    classifier="squeezenet1_0",  # not shipped: --model squeezenet1_0 --weights FILE
+    architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, shortcut=True, width=64, depth=4),
+    epochs=120,
+    batch_size=16,
+    learning_rate=2e-3,
+    window=112,
+    flip=True,
+    noise=0.08,
+    attacked=0.75,
+    attack_steps=3,
+    eps=(1 / 255, 5 / 255),
+    pixel_weight=500.0,
+    feature_weight=10.0,
+    pixels_first=0.4,
+    l1=0.03,
+    revive_until=0.0,
 )
+register(_IMAGENET_DSAE)
 register(
     RobustRecipe(
         name="imagenet-dsae-robust",
         dataset="imagefolder:imagenet-750.zip",
         classifiers=("squeezenet1_0",),  # likewise
-        architecture=DSAEConfig(channels=3, units=128, atom=8, stride=4, shortcut=True, width=64, depth=4),
+        architecture=_IMAGENET_DSAE.architecture,
         epochs=60,
         batch_size=16,
         learning_rate=1e-3,

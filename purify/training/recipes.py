@@ -185,7 +185,7 @@ class RobustRecipe(Recipe):
     """λ of the lasso ½‖x̂ − x‖² + λ Σ z, in pixel units."""
     decoder_first: float = 0.0
     """Share of the run, at its beginning, that leaves the encoder as it is: the atoms learn to write what it reads. For a
-    warm start whose code is robust already, many times cheaper than all at once."""
+    warm start whose code is robust already, and cheaper than all at once."""
     warm_start: str = ""
     """Name or path of a DSAE of the same architecture to begin with; empty: random weights."""
     validation_eps: float = 0.0
@@ -210,6 +210,10 @@ class RobustRecipe(Recipe):
             )
         if not 0 <= self.decoder_first <= 1:
             raise ValueError(f"recipe {self.name}: decoder_first must be in [0, 1], got {self.decoder_first}")
+        if self.decoder_first and self.architecture.encoder == "tied":
+            raise ValueError(
+                f"recipe {self.name}: a tied encoder is its decoder, which cannot learn first: decoder_first must be 0"
+            )
         if self.attack_steps < 1 or self.final_steps < 1:
             raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
         if self.classifiers and not of_classifiers:
