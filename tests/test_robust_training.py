@@ -217,7 +217,7 @@ def test_eps_grows_and_the_last_steps_are_longer() -> None:
 class Waning(Task):
     """Gets better until its second epoch, then worse: its weight says how many steps were taken."""
 
-    criterion = "val_figure"
+    criterion: str | None = "val_figure"
 
     def __init__(self) -> None:
         self.model = nn.Linear(1, 1)
@@ -243,6 +243,15 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
 
     assert float(load_file(path)["weight"]) == pytest.approx(history[1]["weight"], rel=1e-3)
     assert history[1]["weight"] != history[2]["weight"]
+
+
+def test_or_the_last_one(tmp_path: Path) -> None:
+    recipe, task = Recipe(name="waning", dataset="digits", epochs=3, ema_decay=0.0), Waning()
+    task.criterion = None
+    path = train(task, recipe, purify.load_dataset("digits", "train").first(256), tmp_path, quiet=True)
+    assert read_card(path).figures["val_figure"] == 0.5
+    assert make(dataclasses.replace(QUICK, keep_last=True))[0].criterion is None
+    assert make(QUICK)[0].criterion == "val_apgd"
 
 
 _TOGETHER = """

@@ -310,7 +310,7 @@ def test_registry() -> None:
     with pytest.raises(ValueError, match="registered already"):
         register(find_recipe("digits-dsae"))
     with pytest.raises(
-        ValueError, match="unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-dense, cifar10-dncnn, cifar10-dsae"
+        ValueError, match="unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-code-robust-further, cifar10-dense"
     ):
         find_recipe("nonesuch")
 

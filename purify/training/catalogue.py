@@ -266,28 +266,39 @@ _CIFAR10_CODE_ROBUST = RobustRecipe(
 )
 register(_CIFAR10_CODE_ROBUST)
 register(
+    dataclasses.replace(
+        _CIFAR10_CODE_ROBUST,
+        name="cifar10-code-robust-further",
+        batch_size=128,
+        learning_rate=0.1,
+        eps=7 / 255,
+        warm_start="runs/train/cifar10-code-robust/cifar10-code-robust.safetensors",
+        keep_last=True,
+    )
+)
+register(
     RobustRecipe(
         name="cifar10-dsae-robust",
         dataset="imagefolder:cifar10-jpeg.zip",
         classifiers=("cifar10-resnet18",),
         architecture=_CIFAR10_CODE_ROBUST.architecture,
-        epochs=3,
+        epochs=6,
         batch_size=128,
         learning_rate=4e-4,
         weight_decay=0.01,
         ema_decay=0.99,
         crop=2,
         flip=True,
-        eps=7 / 255,
+        eps=8 / 255,
         validation_eps=8 / 255,
         growing=0.0,
         final=0.0,
         code_weight=0.5,
-        code_attacked=0.4,
-        decoder_first=0.15,
-        pixel_weight=20.0,
+        code_attacked=0.25,
+        decoder_first=0.1,
+        pixel_weight=5.0,
         l1=0.01,
-        warm_start="runs/train/cifar10-code-robust/cifar10-code-robust.safetensors",
+        warm_start="runs/train/cifar10-code-robust-further/cifar10-code-robust-further.safetensors",
         validation_steps=10,
         validated=200,
     )

@@ -194,6 +194,9 @@ class RobustRecipe(Recipe):
     """Of the APGD-CE on the whole pipeline by which each epoch is judged, and the best one kept."""
     validated: int = 300
     """Images of the validation split that are attacked for that: of 300, a difference of 3 points is chance."""
+    keep_last: bool = False
+    """Keep the last epoch's weights instead of the best one's: for a run that others go on from, whose clean accuracy is still
+    rising when APGD's is not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

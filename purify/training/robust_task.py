@@ -59,12 +59,11 @@ class RobustTask(Task):
     the training meets the clip's zero gradients.
     """
 
-    criterion = "val_apgd"
-
     def __init__(
         self, recipe: RobustRecipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None
     ) -> None:
         self.recipe, self.shape, self.changes_at = recipe, training.image_shape, recipe.decoder_first
+        self.criterion = None if recipe.keep_last else "val_apgd"
         if recipe.architecture.channels != self.shape[0]:
             raise ValueError(
                 f"recipe {recipe.name}: architecture.channels is {recipe.architecture.channels}, but data set {training.name} "
