@@ -32,7 +32,7 @@ class _NormalisedBlock(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
         self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        nn.init.zeros_(self.norm2.weight)
+        nn.init.zeros_(self.second.weight)  # starts as the identity; the ReLU before it passes gradients from the first step
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.first(F.relu(self.norm1(x)))

@@ -131,13 +131,26 @@ def test_pyramid_joins_its_scales() -> None:
     """A change in one corner reaches the code in the opposite one, through the coarse scale alone."""
     purifier = small(encoder="pyramid", stride=4, atom=8, depth=2, width=16)
     for module in purifier.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(module.weight)
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
     x = torch.rand(1, 3, 32, 32)
     y = x.clone()
     y[..., :4, :4] = 1 - y[..., :4, :4]
     with torch.no_grad():
         assert not torch.equal(purifier.analyse(x)[..., -1, -1], purifier.analyse(y)[..., -1, -1])
+
+
+@pytest.mark.parametrize("changes", [{"depth": 2}, {"encoder": "pyramid", "stride": 4, "atom": 8, "depth": 2, "global_units": 4}])
+def test_every_layer_learns(changes: dict[str, object]) -> None:
+    """A block that begins as the identity must not stay it: a layer whose gradient is zero for ever would only cost time."""
+    purifier = small(**changes).train()
+    optimizer = torch.optim.SGD(purifier.parameters(), lr=0.01)
+    images = torch.rand(8, 3, 16, 16)
+    for _ in range(3):
+        optimizer.zero_grad()
+        purifier.relaxed(images).sub(images).square().mean().backward()
+        optimizer.step()
+    assert not [name for name, p in purifier.named_parameters() if not p.grad.abs().sum() > 0]
 
 
 def test_global_units_see_and_write_on_the_whole_image() -> None:
