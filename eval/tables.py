@@ -19,7 +19,7 @@ from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report, markdown_table
 from purify.eval.shared import SharedAttacks
-from purify.eval.trained import TRAINED, trained_baseline
+from purify.eval.trained import TRAINED, trained_baseline, trained_classifier
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
@@ -40,7 +40,9 @@ class TableSpec:
     classifier: str
     """Name or path of the victim's checkpoint."""
     purifiers: tuple[str, ...]
-    """Names or paths of purifier checkpoints; the classical ones join in any case."""
+    """Names or paths of purifier checkpoints."""
+    baselines: tuple[str, ...] = IN_EVERY_TABLE
+    """What they are compared with: names in ``purify.eval.baselines.BASELINES`` and ``purify.eval.trained.TRAINED``."""
     threat: ThreatModel
     images: int = 1000
     """The first so many of the test split."""
@@ -51,7 +53,8 @@ class TableSpec:
     recipes: str = ""
     """What the recipes of trained baselines are called after (``mnist-dense`` …); empty: ``data``."""
     other_classifiers: tuple[str, ...] = ()
-    """Names or paths of classifiers that the purifiers were not trained with: each gets rows of its own, bare and behind each."""
+    """Names or paths of classifiers, or of recipes that make one, that the purifiers were not trained with: each gets rows of its
+    own, bare and behind each purifier."""
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -147,7 +150,7 @@ def defence_table(
     *,
     load_split: Callable[[str, Split], ImageSet] = load_dataset,
     classifier: nn.Module | None = None,
-    baselines: tuple[str, ...] = IN_EVERY_TABLE,
+    baselines: tuple[str, ...] | None = None,
     stores: Path | None = None,
     quiet: bool = False,
 ) -> DefenceTable:
@@ -157,18 +160,18 @@ def defence_table(
         spec: what to measure.
         load_split: gives a split of a data set by both names.
         classifier: in eval mode, normalisation inside: takes the place of the checkpoint that ``spec.classifier`` names.
-        baselines: classical purifiers, names in ``purify.eval.baselines.BASELINES``.
+        baselines: in place of the table's own.
         stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
     """
-    classifiers: dict[str, nn.Module] = {name: load_classifier(name) for name in spec.other_classifiers}
-    classifiers[spec.classifier] = load_classifier(spec.classifier) if classifier is None else classifier
     purifiers: dict[str, nn.Module] = {Path(name).stem: load(name) for name in spec.purifiers}
     try:
         test = load_split(spec.data, "test").first(spec.images)
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
-    for name in baselines:
+    classifiers = {name: trained_classifier(name, load_split, quiet=quiet) for name in spec.other_classifiers}
+    classifiers[spec.classifier] = load_classifier(spec.classifier) if classifier is None else classifier
+    for name in spec.baselines if baselines is None else baselines:
         if name in _WITHOUT_TRAINING:
             purifiers[name] = make_baseline(name)
             continue

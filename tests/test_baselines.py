@@ -16,7 +16,7 @@ from skimage.filters import median as skimage_median
 import purify
 from purify.attacks import FGSM
 from purify.attacks.result import AttackResult
-from purify.checkpoint import load_classifier, read_card, save
+from purify.checkpoint import load_classifier, load_denoiser, read_card, save
 from purify.eval import Settings, evaluate, judge, trained
 from purify.eval.baselines import (
     BASELINES,
@@ -129,6 +129,35 @@ def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypat
     assert [report.name for report in first.reports] == ["none", name]
     assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
     assert first.reports[1].adaptive == second.reports[1].adaptive
+
+
+def test_a_shipped_baseline_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PURIFY_CACHE", str(tmp_path))
+    images = purify.load_dataset("digits", "val")
+    found = trained.trained_baseline("dense", "digits", images, images, quiet=True)
+    x, _ = images.batch(slice(4))
+    assert torch.equal(found(x), load_denoiser("digits-dense")(x))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_trains_another_classifier_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a checkpoint where there is one; otherwise a recipe of that name makes it, once."""
+    recipe = dataclasses.replace(find_recipe("digits-shufflenet"), name="digits-other", epochs=1, held_out=False)  # type: ignore[call-arg]
+    monkeypatch.setattr(trained, "find_recipe", lambda _: recipe)
+    monkeypatch.setattr(trained, "list_recipes", lambda: ["digits-other"])
+    monkeypatch.setenv("PURIFY_CACHE", str(tmp_path))
+    x, _ = purify.load_dataset("digits", "test").batch(slice(4))
+
+    def logits(name: str) -> torch.Tensor:
+        return trained.trained_classifier(name, purify.load_dataset, quiet=True)(x)
+
+    first = logits("digits-other")
+    written = tmp_path / "baselines" / "digits-other" / "digits-other.safetensors"
+    when = written.stat().st_mtime_ns
+    assert torch.equal(logits("digits-other"), first)
+    assert written.stat().st_mtime_ns == when
+    assert torch.equal(logits(str(written)), first)
+    assert torch.equal(logits("digits-shufflenet"), load_classifier("digits-shufflenet")(x))
 
 
 def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
