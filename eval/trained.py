@@ -39,6 +39,9 @@ def trained_classifier(name: str, load_split: Callable[[str, Split], ImageSet], 
         name: of checkpoint or recipe.
         load_split: gives a split of the recipe's data set by both names.
         quiet: no progress bar of a training.
+
+    Raises:
+        CheckpointError: neither a checkpoint nor a recipe.
     """
     if name in list_checkpoints() or name not in list_recipes():
         return load_classifier(name)
