@@ -28,7 +28,7 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: cifar10-code-robust, cifar10-code-robust-further"),
+        (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: cifar10-code-robust"),
         (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
         (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: "),
         (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),

@@ -20,7 +20,8 @@ class TablesCommand(DataOptions):
     those of a classifier and pictures of your own."""
 
     data: tuple[str, ...] = ()
-    """Tables by name; default: all of them (digits, mnist, mnist-0.3). With --model one data set, such as imagefolder:PATH."""
+    """Tables by name; default: all of them (digits, mnist, mnist-0.3, cifar10, cifar10-lossless, cifar10-l2). With
+    --model one data set, such as imagefolder:PATH."""
     model: str = ""
     """A classifier of your own: name of a torchvision one, or name or path of a checkpoint."""
     weights: str = ""
@@ -32,7 +33,7 @@ class TablesCommand(DataOptions):
     out: Path = Path("runs/tables")
     """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
-    """How many test images; default: the table's own (all 450 digits, 500 of MNIST; 100 with --model)."""
+    """How many test images; default: the table's own (all 450 digits, 500 of MNIST and CIFAR-10; 100 with --model)."""
     suite: Literal["fast", "standard", "adaptive"] | None = None
     """Of adaptive attacks; default: adaptive."""
     checks: int | None = None

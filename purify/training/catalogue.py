@@ -247,14 +247,14 @@ _CIFAR10_CODE_ROBUST = RobustRecipe(
     dataset="imagefolder:cifar10-jpeg.zip",
     classifiers=(),
     architecture=DSAEConfig(channels=3, units=192, atom=8, stride=4, encoder="pyramid", width=80, depth=2, global_units=128),
-    epochs=24,
-    batch_size=256,
+    epochs=30,
+    batch_size=128,
     optimizer="sgd",
     learning_rate=0.2,
     weight_decay=5e-4,
-    crop=2,
+    crop=4,
     flip=True,
-    eps=6 / 255,
+    eps=8 / 255,
     validation_eps=8 / 255,
     growing=0.1,
     final=0.0,
@@ -263,19 +263,9 @@ _CIFAR10_CODE_ROBUST = RobustRecipe(
     pixel_weight=2.0,
     l1=0.01,
     validation_steps=10,
+    keep_last=True,
 )
 register(_CIFAR10_CODE_ROBUST)
-register(
-    dataclasses.replace(
-        _CIFAR10_CODE_ROBUST,
-        name="cifar10-code-robust-further",
-        batch_size=128,
-        learning_rate=0.1,
-        eps=7 / 255,
-        warm_start="runs/train/cifar10-code-robust/cifar10-code-robust.safetensors",
-        keep_last=True,
-    )
-)
 register(
     RobustRecipe(
         name="cifar10-dsae-robust",
@@ -287,7 +277,7 @@ register(
         learning_rate=4e-4,
         weight_decay=0.01,
         ema_decay=0.99,
-        crop=2,
+        crop=4,
         flip=True,
         eps=8 / 255,
         validation_eps=8 / 255,
@@ -298,9 +288,10 @@ register(
         decoder_first=0.1,
         pixel_weight=5.0,
         l1=0.01,
-        warm_start="runs/train/cifar10-code-robust-further/cifar10-code-robust-further.safetensors",
+        warm_start="runs/train/cifar10-code-robust/cifar10-code-robust.safetensors",
         validation_steps=10,
         validated=200,
+        keep_last=True,
     )
 )
 register(
