@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,6 @@ class TableSpec:
         return file_stem(self.title)
 
 
-_CIFAR10 = TableSpec(
-    name="cifar10",
-    data="imagefolder:cifar10-jpeg.zip",
-    classifier="cifar10-resnet18",
-    purifiers=("cifar10-dsae", "cifar10-dsae-robust"),
-    threat=ThreatModel("linf", 8 / 255),
-    images=500,
-    recipes="cifar10",
-)
-
 TABLES: dict[str, TableSpec] = {
     "digits": TableSpec(
         data="digits", classifier="digits-shufflenet", purifiers=("digits-dsae",), threat=ThreatModel("linf", 0.15)
@@ -97,11 +87,15 @@ TABLES: dict[str, TableSpec] = {
         threat=ThreatModel("linf", 0.3),
         images=500,
     ),
-    "cifar10": _CIFAR10,
-    "cifar10-lossless": replace(
-        _CIFAR10, name="cifar10-lossless", data="imagefolder:cifar10-lossless.zip", learnt_from=_CIFAR10.data
+    "cifar10": TableSpec(
+        name="cifar10",
+        data="imagefolder:cifar10-jpeg.zip",
+        classifier="cifar10-resnet18",
+        purifiers=("cifar10-dsae", "cifar10-dsae-robust"),
+        threat=ThreatModel("linf", 8 / 255),
+        images=500,
+        recipes="cifar10",
     ),
-    "cifar10-l2": replace(_CIFAR10, name="cifar10-l2", threat=ThreatModel("l2", 0.5)),
 }
 """The tables that ``purify tables`` makes, by name."""
 
