@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import median_filter
+from kornia.enhance import jpeg_codec_differentiable
+from kornia.filters import median_blur
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
@@ -34,7 +35,8 @@ __all__ = [
 
 
 class JPEG(nn.Module):
-    """Compress each image as JPEG and decode it again, by torchvision (Dziugaite et al. 2016). No gradient."""
+    """Compress each image as JPEG and decode it again, by torchvision (Dziugaite et al. 2016). No gradient, but an
+    attacker has that of :meth:`smooth`."""
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
@@ -47,13 +49,26 @@ class JPEG(nn.Module):
         decoded = [decode_jpeg(encode_jpeg(image, quality=self.quality), mode=mode) for image in pixels]
         return torch.stack(decoded).to(images) / 255
 
+    def smooth(self, images: Tensor) -> Tensor:
+        """JPEG with a smooth rounding, by kornia (Reich et al. 2024): nearly the same images, and a gradient that is of use."""
+        colour = images.expand(-1, 3, -1, -1)  # grey has no chroma to lose
+        with torch.autocast(images.device.type, enabled=False):  # coefficients of 1,000 in bfloat16 would be off by several steps
+            smooth: Tensor = jpeg_codec_differentiable(colour.float(), torch.tensor([float(self.quality)], device=images.device))
+        return (smooth.mean(1, keepdim=True) if images.shape[1] == 1 else smooth).to(images.dtype)
+
+    @property
+    def surrogates(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """For the gradient paths of an adaptive attacker, by name."""
+        return {"smooth rounding": self.smooth}
+
     def extra_repr(self) -> str:
         """The quality."""
         return f"quality={self.quality}"
 
 
 class MedianFilter(nn.Module):
-    """Median over a square window for each channel, by SciPy (Xu, Evans & Qi 2018, «feature squeezing»). No gradient."""
+    """Median over a square window for each channel, by kornia (Xu, Evans & Qi 2018, «feature squeezing»). Its gradient is exact:
+    that of the pixel which is chosen."""
 
     def __init__(self, side: int = 3) -> None:
         super().__init__()
@@ -61,8 +76,9 @@ class MedianFilter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1]."""
-        filtered = median_filter(images.detach().cpu().numpy(), size=(1, 1, self.side, self.side), mode="nearest")
-        return torch.from_numpy(filtered).to(images)
+        height, width, reach = *images.shape[-2:], self.side // 2
+        filtered: Tensor = median_blur(F.pad(images, [reach] * 4, mode="replicate"), self.side)
+        return filtered[..., reach : reach + height, reach : reach + width]
 
     def extra_repr(self) -> str:
         """The window."""

@@ -74,8 +74,8 @@ def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath
     """The gradient paths that an adaptive attacker has against this defence, by name.
 
     Of a bare classifier the exact gradient. Of a wrapped one also through the purifier without its final clip
-    (``purifier.relaxed``), where it offers that; straight through, as if the purifier were the identity; and the gradients of the
-    bare classifier.
+    (``purifier.relaxed``), and through each of its differentiable stand-ins (``purifier.surrogates``, by name), where it offers
+    them; straight through, as if the purifier were the identity; and the gradients of the bare classifier.
 
     Args:
         defended: a wrapped classifier, or a bare one.
@@ -85,7 +85,8 @@ def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath
         return {"exact": exact(defended)}
     stage = defended.purifier
     relaxed = getattr(stage, "relaxed", None)
-    surrogates = {} if relaxed is None else {"without the clip": relaxed}
+    surrogates = {"without the clip": relaxed} if relaxed is not None else {}
+    surrogates |= getattr(stage, "surrogates", {})
     return every_path(defended, stage=stage, rest=defended.undefended, probe=probe, surrogates=surrogates)
 
 
@@ -264,6 +265,7 @@ def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
                 "purifier_macs": count_macs(purifier, shape) if purifier is not None else 0,
                 "purifier_parameters": count_parameters(purifier) if purifier is not None else 0,
                 "milliseconds": milliseconds_per_image(defended, images[:32]),
+                "undefended_milliseconds": milliseconds_per_image(bare, images[:32]),
                 "code": code,
             },
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from purify.eval.report import Report
 from purify.eval.tables import DefenceTable
 
 matplotlib.use("Agg")  # files only: works without a screen
@@ -35,9 +36,10 @@ _STYLE = {
 
 
 def save_figures(table: DefenceTable, folder: Path, stem: str) -> list[Path]:
-    """Draw ``<stem>-examples.png``, ``-margins.png`` and, where curves were measured, ``-eps.png``; returns the paths."""
+    """Draw ``<stem>-examples.png`` and ``-margins.png``, if a purifier was measured in this run, and ``-eps.png``, if curves
+    were; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = {"examples": draw_examples, "margins": draw_margins}
+    drawings = {"examples": draw_examples, "margins": draw_margins} if _first_purifier(table) else {}
     if any(report.curve is not None for report in table.reports):
         drawings["eps"] = draw_curves
     written = []
@@ -53,9 +55,9 @@ def save_figures(table: DefenceTable, folder: Path, stem: str) -> list[Path]:
 
 def draw_examples(table: DefenceTable, count: int = 8) -> Figure:
     """Columns: images that the oblivious PGD broke; rows: clean, attacked, purified, what was removed ×10 (grey is nothing)."""
-    report = next((r for r in table.reports if r.recovered), None)
+    report = _first_purifier(table)
     if report is None:
-        raise ValueError("this table was not run: there are no images to show")
+        raise ValueError("no purifier of this table was measured in this run: there are no images to show")
     chosen = [entry for entry in report.gallery if _fell(entry)][:count]
     rows = {"clean": ("clean", "attacked"), "attacked": ("oblivious", "attacked")}
     rows |= {"purified": ("oblivious", "purified"), "removed ×10": ("oblivious", "removed")}
@@ -74,6 +76,11 @@ def draw_examples(table: DefenceTable, count: int = 8) -> Figure:
     return figure
 
 
+def _first_purifier(table: DefenceTable) -> Report | None:
+    """The first row of a purifier that has its images with it."""
+    return next((report for report in table.reports if report.recovered and report.per_image), None)
+
+
 def _fell(entry: dict[str, Any]) -> bool:
     """Whether the bare classifier was right, and fell to PGD."""
     said = {view: int(np.argmax(entry["views"][view]["undefended"])) for view in ("clean", "oblivious")}
@@ -82,7 +89,9 @@ def _fell(entry: dict[str, Any]) -> bool:
 
 def draw_margins(table: DefenceTable) -> Figure:
     """For the first purifier: margins of clean, attacked, purified (oblivious) and adaptively attacked images."""
-    report = next(r for r in table.reports if r.recovered)
+    report = _first_purifier(table)
+    if report is None:
+        raise ValueError("no purifier of this table was measured in this run: there are no margins to show")
     rows = report.per_image
     shown = {
         "clean, no defence": rows["undefended_clean_margin"],

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REFERENCE_FOLDER", "compare_with_reference", "read_reference"]
+__all__ = ["REFERENCE_FOLDER", "compare_with_reference", "different_settings", "read_reference"]
 
 REFERENCE_FOLDER = Path(__file__).resolve().parent / "reference"
 
 _MUST_MATCH = ("data", "classifier", "threat", "images", "settings")
 
 
-def read_reference(data: str) -> dict[str, Any] | None:
-    """The committed table of a data set as plain values, or None where there is none."""
-    path = REFERENCE_FOLDER / f"{data}.json"
+def read_reference(name: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """A table as plain values, the committed one unless a folder is given; None where there is none."""
+    path = (folder or REFERENCE_FOLDER) / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -33,11 +33,7 @@ def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> 
         One line a difference: in the settings, a missing row, or a figure outside its interval.
     """
     plain = json.loads(json.dumps(table))
-    differences = [
-        f"{key}: the reference was made with {reference['spec'][key]}, this table with {plain['spec'][key]}"
-        for key in _MUST_MATCH
-        if plain["spec"][key] != reference["spec"][key]
-    ]
+    differences = different_settings(plain["spec"], reference["spec"])
     if differences:
         return differences
     rows = {row["name"]: row for row in plain["rows"]}
@@ -53,6 +49,15 @@ def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> 
                 came = "missing" if share is None else f"{100 * share:.1f} %"
                 differences.append(f"{name}, {figure}: {came}, outside the reference's [{100 * low:.1f}, {100 * high:.1f}]")
     return differences
+
+
+def different_settings(spec: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """What keeps two tables, of which these are the specifications as plain values, from being compared; one line each."""
+    return [
+        f"{key}: the reference was made with {reference[key]}, this table with {spec[key]}"
+        for key in _MUST_MATCH
+        if spec[key] != reference[key]
+    ]
 
 
 def _shares(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:

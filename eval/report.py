@@ -17,12 +17,14 @@ from purify.autoencoder import CodeStatistics
 from purify.eval.curves import Curve
 from purify.eval.margin import MarginSummary, NormSummary
 from purify.eval.paired import PairedComparison
+from purify.eval.plain import from_plain, to_plain
 from purify.eval.recovery import Accuracy, Recovery
 from purify.eval.sanity import Check, check_line
 from purify.eval.store import RunStore, StageRecord
 
 __all__ = ["COLUMNS", "Report", "markdown_table"]
 
+_NOT_PLAIN = ("per_image", "gallery", "audit")
 COLUMNS = (
     "defence",
     "clean",
@@ -35,6 +37,7 @@ COLUMNS = (
     "smallest norm",
     "L0",
     "MACs",
+    "parameters",
     "ms",
     "checks",
 )
@@ -81,6 +84,8 @@ class Report:
     purifier_parameters: int
     milliseconds: float
     """Purifier and classifier together, for each image in a batch of 32."""
+    undefended_milliseconds: float | None = None
+    """The classifier alone, in the same run; None in tables that were made before this was measured."""
     configuration: dict[str, Any] = field(repr=False)
     """All that decided the figures, library versions included."""
     seconds: dict[str, float] = field(repr=False)
@@ -134,9 +139,14 @@ class Report:
             f"{self.norms.median:.3g}" if self.norms else "–",
             f"{self.code.l0:.0f} ({100 * self.code.density:.1f} %)" if self.code else "–",
             f"+{self.purifier_macs / self.classifier_macs:.2f}" if self.purifier_macs else "–",
-            f"{self.milliseconds:.2f}",
+            f"{self.purifier_parameters:,}" if self.purifier_parameters else "–",
+            self._time(),
             ("FAILED: " + ", ".join(self.failed) if self.failed else "passed") if self.checks else "not run",
         )
+
+    def _time(self) -> str:
+        bare = self.undefended_milliseconds
+        return f"{self.milliseconds:.2f}" + (f" (×{self.milliseconds / bare:.2f})" if self.recovered and bare else "")
 
     def head(self) -> str:
         """One line for the head of a table: what was evaluated, and whether it can be believed."""
@@ -151,9 +161,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, without the images and the rows for each image."""
-        left_out = {"per_image", "gallery", "audit"}
-        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-        return {key: _plain(value) for key, value in kept.items()}
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_PLAIN}
+        return {key: to_plain(value) for key, value in kept.items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Report:
+        """What :meth:`to_dict` gave: all figures, no images, and no rows for each image."""
+        return from_plain(cls, {**plain, "per_image": {}, "gallery": []})
 
     def to_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict`."""
@@ -254,6 +268,7 @@ def _read(store: RunStore) -> Report:
         purifier_macs=costs["purifier_macs"],
         purifier_parameters=costs["purifier_parameters"],
         milliseconds=costs["milliseconds"],
+        undefended_milliseconds=costs.get("undefended_milliseconds"),
         configuration=configuration,
         seconds={stage.name: store.seconds(stage) for stage in stages.values()},
         per_image=per_image,
@@ -282,15 +297,3 @@ def _curve(found: dict[str, Any] | None) -> Curve | None:
     if found is None:
         return None
     return Curve(found["eps"], *([Accuracy(**a) for a in found[claim]] for claim in ("oblivious", "adaptive")))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return None if value != value else round(value, 6)
-    return value

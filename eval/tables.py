@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from purify.classifier import wrap
 from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_dataset
 from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
+from purify.eval.plain import to_plain
+from purify.eval.reference import different_settings
 from purify.eval.report import Report, markdown_table
 from purify.eval.shared import SharedAttacks
 from purify.eval.trained import TRAINED, trained_baseline, trained_classifier
@@ -63,6 +66,13 @@ class TableSpec:
         return self.name or self.data
 
     @property
+    def row_names(self) -> tuple[str, ...]:
+        """The rows from top to bottom: all before the table's own classifier, then before each of the others."""
+        own = [Path(name).stem for name in self.purifiers]
+        others = [f"{row}, {Path(other).stem}" for other in self.other_classifiers for row in ("none", *own)]
+        return ("none", *own, *self.baselines, *others)
+
+    @property
     def stem(self) -> str:
         """The same as part of a file's name."""
         return file_stem(self.title)
@@ -106,6 +116,7 @@ class DefenceTable:
 
     spec: TableSpec
     reports: list[Report] = field(default_factory=list)
+    """Its rows, from top to bottom; those that were taken from an earlier table hold figures alone."""
     skipped: tuple[str, ...] = ()
     """Unreadable image files."""
     not_run: str = ""
@@ -119,6 +130,9 @@ class DefenceTable:
         failed = [f"{report.name}: {', '.join(report.failed)}" for report in self.reports if report.failed]
         title += f" – CHECKS FAILED ({'; '.join(failed)})" if failed else ""
         first, settings = self.reports[0], self.spec.settings
+        shown = {report.name for report in self.reports}
+        left = [name for name in self.spec.row_names if name not in shown]
+        missing = f" Not measured yet: {', '.join(left)}." if left else ""
         skipped = f" {len(self.skipped)} unreadable images were skipped." if self.skipped else ""
         errors = sum(len(report.errors) for report in self.reports)
         wrong = f" {errors} answers were no number and count as wrong." if errors else ""
@@ -129,7 +143,8 @@ class DefenceTable:
             f"on purifier and classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient "
             f"paths; worst case: over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of "
             f"what FMN found, in units of eps. MACs: the purifier's over the classifier's. ms: for an image, both "
-            f"together, in batches of 32. Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}"
+            f"together, in batches of 32, on the machine that measured the row (×: over the classifier alone, in the same run). "
+            f"Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}{missing}"
         )
         return f"{title}\n\n{markdown_table(self.reports)}\n\n{note}"
 
@@ -151,7 +166,8 @@ class DefenceTable:
         table, figures = folder / f"{stem}.md", folder / f"{stem}.json"
         table.write_text(self.markdown() + "\n", encoding="utf-8")
         figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        return [table, figures, *(report.to_csv(folder / f"{stem}.{file_stem(report.name)}.csv") for report in self.reports)]
+        measured = (report for report in self.reports if report.per_image)
+        return [table, figures, *(report.to_csv(folder / f"{stem}.{file_stem(report.name)}.csv") for report in measured)]
 
 
 def defence_table(
@@ -159,7 +175,8 @@ def defence_table(
     *,
     load_split: Callable[[str, Split], ImageSet] = load_dataset,
     classifier: nn.Module | None = None,
-    baselines: tuple[str, ...] | None = None,
+    rows: tuple[str, ...] = (),
+    earlier: Mapping[str, Any] | None = None,
     stores: Path | None = None,
     quiet: bool = False,
 ) -> DefenceTable:
@@ -169,68 +186,78 @@ def defence_table(
         spec: what to measure.
         load_split: gives a split of a data set by both names.
         classifier: in eval mode, normalisation inside: takes the place of the checkpoint that ``spec.classifier`` names.
-        baselines: in place of the table's own.
+        rows: names of those to measure (``spec.row_names``); none: all of them.
+        earlier: a table as plain values (:meth:`DefenceTable.to_dict`), from which the other rows are taken; None: they are left
+            out, and the table says so.
         stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
+
+    Raises:
+        ValueError: a row that the table does not have, or an earlier table of something else.
     """
-    purifiers: dict[str, nn.Module] = {Path(name).stem: load(name) for name in spec.purifiers}
+    unknown = [name for name in rows if name not in spec.row_names]
+    if unknown:
+        raise ValueError(f"{spec.title} has no row {', '.join(unknown)}; its rows: {', '.join(spec.row_names)}")
+    found = _taken_over(spec, earlier) if rows and earlier is not None else {}
+    wanted = [name for name in spec.row_names if name in (rows or spec.row_names)]
     try:
         test = load_split(spec.data, "test").first(spec.images)
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
-    classifiers = {name: trained_classifier(name, load_split, quiet=quiet) for name in spec.other_classifiers}
-    classifiers[spec.classifier] = load_classifier(spec.classifier) if classifier is None else classifier
-    for name in spec.baselines if baselines is None else baselines:
-        if name in _WITHOUT_TRAINING:
-            purifiers[name] = make_baseline(name)
-            continue
-        training, validation = (load_split(spec.learnt_from or spec.data, split) for split in _LEARN)
-        if name in TRAINED:
-            purifiers[name] = trained_baseline(name, spec.recipes or spec.data, training, validation, quiet=quiet)
-        else:
-            purifiers[name] = make_baseline(name, training)
-    return _measure(spec, classifiers, purifiers, test, stores, quiet)
-
-
-def _measure(
-    spec: TableSpec,
-    classifiers: dict[str, nn.Module],
-    purifiers: dict[str, nn.Module],
-    test: ImageSet,
-    stores: Path | None,
-    quiet: bool,
-) -> DefenceTable:
-    reports, shared = [], {name: SharedAttacks() for name in classifiers}
-    for name, classifier, purifier in _rows(spec, purifiers):
-        bare = classifiers[classifier]
+    # All that the rows need is made before the first attack: a name that is not known is not found out an hour later.
+    purifiers = {name: _purifier(name, spec, load_split, quiet) for name in {_parts(name)[0] for name in wanted}}
+    shared: defaultdict[str, SharedAttacks] = defaultdict(SharedAttacks)
+    classifiers = {"": load_classifier(spec.classifier) if classifier is None else classifier}
+    classifiers |= {
+        Path(path).stem: trained_classifier(path, load_split, quiet=quiet)
+        for path in spec.other_classifiers
+        if any(_parts(name)[1] == Path(path).stem for name in wanted)
+    }
+    for name in wanted:
+        purifier, other = purifiers[_parts(name)[0]], _parts(name)[1]
         if purifier is None:
-            model: nn.Module = bare
+            model: nn.Module = classifiers[other]
         else:  # one row is no purifier but another classifier
-            model = purifier if isinstance(purifier, NormalizedClassifier) else wrap(bare, purifier.eval())
-        report = evaluate(
+            model = purifier if isinstance(purifier, NormalizedClassifier) else wrap(classifiers[other], purifier.eval())
+        found[name] = evaluate(
             model,
             test,
             None,
             spec.threat,
             settings=_suited(spec.settings, purifier),
             name=name,
-            about={"data": spec.data, "split": test.split, "classifier": classifier, "purifier": name},
+            about={"data": spec.data, "split": test.split, "classifier": other or spec.classifier, "purifier": name},
             store=":memory:" if stores is None else stores / f"{spec.stem}.{file_stem(name)}.sqlite",
-            shared=None if isinstance(purifier, NormalizedClassifier) else shared[classifier],
+            shared=None if isinstance(purifier, NormalizedClassifier) else shared[other],
             quiet=quiet,
         )
-        reports.append(report)
-    return DefenceTable(spec, reports, test.skipped)
+    return DefenceTable(spec, [found[name] for name in spec.row_names if name in found], test.skipped)
 
 
-def _rows(spec: TableSpec, purifiers: dict[str, nn.Module]) -> list[tuple[str, str, nn.Module | None]]:
-    """Name, classifier and purifier of each row: all before the table's own classifier, then the DSAEs before the others."""
-    rows: list[tuple[str, str, nn.Module | None]] = [("none", spec.classifier, None)]
-    rows += [(name, spec.classifier, purifier) for name, purifier in purifiers.items()]
-    for other in spec.other_classifiers:
-        rows.append((f"none, {Path(other).stem}", other, None))
-        rows += [(f"{Path(name).stem}, {Path(other).stem}", other, purifiers[Path(name).stem]) for name in spec.purifiers]
-    return rows
+def _parts(row: str) -> tuple[str, str]:
+    """What stands in front, and the classifier behind it; an empty word for the table's own."""
+    defence, _, classifier = row.partition(", ")
+    return defence, classifier
+
+
+def _taken_over(spec: TableSpec, earlier: Mapping[str, Any]) -> dict[str, Report]:
+    differences = different_settings(to_plain(dataclasses.asdict(spec)), to_plain(earlier["spec"]))
+    if differences:
+        raise ValueError(f"the other rows cannot be taken from a table that differs ({'; '.join(differences)}): measure all rows")
+    return {row["name"]: Report.from_dict(row) for row in earlier["rows"]}
+
+
+def _purifier(name: str, spec: TableSpec, load_split: Callable[[str, Split], ImageSet], quiet: bool) -> nn.Module | None:
+    """What stands in front of the classifier in a row, or, of ``robust``, in its place; None: nothing."""
+    for path in spec.purifiers:
+        if Path(path).stem == name:
+            return load(path)
+    if name == "none" or name in _WITHOUT_TRAINING:
+        return None if name == "none" else make_baseline(name)
+    training, validation = (load_split(spec.learnt_from or spec.data, split) for split in _LEARN)
+    if name in TRAINED:
+        return trained_baseline(name, spec.recipes or spec.data, training, validation, quiet=quiet)
+    return make_baseline(name, training)
 
 
 def _suited(settings: Settings, purifier: nn.Module | None) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from purify.eval.baselines import (
     PCAProjection,
     make_baseline,
 )
+from purify.eval.evaluate import gradient_paths
+from purify.eval.figures import save_figures
 from purify.eval.shared import SharedAttacks
 from purify.eval.tables import TABLES, defence_table
 from purify.training.catalogue import find_recipe
@@ -50,6 +53,37 @@ def test_jpeg_is_nearly_pillows(channels: int, tmp_path: Path) -> None:
     expected = torch.from_numpy(np.array(Image.open(tmp_path / "x.jpg"))).float().div(255).view(32, 24, channels).permute(2, 0, 1)
     assert (found[0] - expected).abs().mean() < 0.01
     assert 0.0001 < (found - smooth).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_smooth_jpeg_is_nearly_jpeg_and_its_gradient_leads_somewhere(channels: int) -> None:
+    """A step along the smooth one's gradient raises what the real one gives; a step straight through does not as much."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(8, channels, 8, 8, generator=generator), (32, 32), mode="bilinear")
+    weights = torch.randn(images.shape, generator=generator)
+    jpeg = JPEG(50)
+    x = images.clone().requires_grad_()
+    smooth = jpeg.smooth(x)
+    assert smooth.shape == images.shape
+    assert (smooth - jpeg(images)).abs().mean() < 0.5 * (images - jpeg(images)).abs().mean()
+    gradient = torch.autograd.grad((smooth * weights).sum(), x)[0]
+
+    def gain(direction: torch.Tensor) -> float:
+        return float(((jpeg((images + 0.03 * direction.sign()).clamp(0, 1)) - jpeg(images)) * weights).sum())
+
+    assert gain(gradient) > 1.1 * gain(weights) > 0
+
+
+def test_the_median_has_an_exact_gradient() -> None:
+    images = torch.rand(1, 1, 6, 5, dtype=torch.float64, requires_grad=True)  # no two pixels alike: differentiable here
+    assert torch.autograd.gradcheck(MedianFilter(3), images, eps=1e-7)
+
+
+def test_the_paths_of_a_baseline() -> None:
+    """JPEG cuts its gradient off, and gives the attacker a stand-in; the median filter needs none."""
+    classifier, x = load_classifier("digits-shufflenet"), torch.rand(2, 1, 8, 8)
+    assert list(gradient_paths(purify.wrap(classifier, JPEG()), x)) == ["smooth rounding", "straight through", "transfer"]
+    assert list(gradient_paths(purify.wrap(classifier, MedianFilter()), x)) == ["exact", "straight through", "transfer"]
 
 
 def test_pca_is_scikit_learns() -> None:
@@ -120,11 +154,11 @@ def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(trained, "find_recipe", lambda _: recipe)
     monkeypatch.setenv("PURIFY_CACHE", str(tmp_path))
     few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
-    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, purifiers=())
-    first = defence_table(spec, baselines=(name,), quiet=True)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, purifiers=(), baselines=(name,))
+    first = defence_table(spec, quiet=True)
     weights = tmp_path / "baselines" / f"digits-{name}" / f"digits-{name}.safetensors"
     written = weights.stat().st_mtime_ns
-    second = defence_table(spec, baselines=(name,), quiet=True)
+    second = defence_table(spec, quiet=True)
     assert weights.stat().st_mtime_ns == written
     assert [report.name for report in first.reports] == ["none", name]
     assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
@@ -170,8 +204,8 @@ def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(judge, "FGSM", Counted)
     few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0, batch_size=12)
-    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few)
-    table = defence_table(spec, baselines=("jpeg",), quiet=True)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, baselines=("jpeg",))
+    table = defence_table(spec, quiet=True)
     assert len(made) == 2  # batches, not times rows
     images = purify.load_dataset("digits", "test").first(20)
     defended = purify.wrap(load_classifier("digits-shufflenet"), "digits-dsae")
@@ -200,9 +234,38 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save(load_classifier("digits-shufflenet"), dataclasses.replace(card, name="other"), other)
     few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
-    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, name="two classifiers", other_classifiers=(str(other),))
-    table = defence_table(spec, baselines=("jpeg",), stores=tmp_path / "stores", quiet=True)
+    spec = dataclasses.replace(
+        TABLES["digits"],
+        images=20,
+        settings=few,
+        name="two classifiers",
+        baselines=("jpeg",),
+        other_classifiers=(str(other),),
+    )
+    table = defence_table(spec, stores=tmp_path / "stores", quiet=True)
     assert [r.name for r in table.reports] == ["none", "digits-dsae", "jpeg", "none, other", "digits-dsae, other"]
+    assert spec.row_names == tuple(r.name for r in table.reports)
     assert table.reports[1].adaptive == table.reports[4].adaptive  # it is the same classifier under another name
     assert table.markdown().startswith("### two classifiers, L∞")
     assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}
+
+
+def test_rows_are_measured_alone_and_the_others_taken_over(tmp_path: Path) -> None:
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=4, check_images=4, check_steps=2, random_draws=10, pictures=0)
+    spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, baselines=("jpeg", "median"))
+    part = defence_table(spec, rows=("none", "jpeg"), quiet=True)
+    assert "Not measured yet: digits-dsae, median." in part.markdown()
+    whole = defence_table(spec, rows=("median", "digits-dsae"), earlier=json.loads(json.dumps(part.to_dict())), quiet=True)
+    assert [r.name for r in whole.reports] == list(spec.row_names)
+    assert "Not measured yet" not in whole.markdown()
+    assert whole.reports[2].cells() == part.reports[1].cells()
+    assert whole.to_dict()["rows"][2] == part.to_dict()["rows"][1]
+    written = {path.name for path in whole.save(tmp_path)}
+    assert "digits.median.csv" in written
+    assert "digits.jpeg.csv" not in written  # its rows for each image are not at hand
+    drawn = {path.name for path in save_figures(whole, tmp_path, "digits")}
+    assert drawn == {f"digits-{name}.png" for name in ("examples", "margins", "eps")}
+    with pytest.raises(ValueError, match=r"cannot be taken from a table that differs \(images: .*measure all rows"):
+        defence_table(dataclasses.replace(spec, images=10), rows=("none",), earlier=part.to_dict(), quiet=True)
+    with pytest.raises(ValueError, match="digits has no row blur; its rows: none, digits-dsae, jpeg, median"):
+        defence_table(spec, rows=("blur",), quiet=True)

@@ -30,6 +30,7 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["train", "nonesuch"], "unknown recipe 'nonesuch'; known: cifar10-code-robust"),
         (["tables", "--data", "nonesuch"], "no table for nonesuch; known: digits, mnist"),
+        (["tables", "--rows", "none"], "--rows are those of one table: give one name with --data"),
         (["evaluate", "--purifier", "nonesuch"], "unknown checkpoint 'nonesuch'; known: "),
         (["evaluate", "--data", "nonesuch"], "unknown data set 'nonesuch'; known: digits"),
         (["evaluate", "--eps", "8"], "write 8 / 255, not 8"),
@@ -113,9 +114,19 @@ def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     first = json.loads(figures)
     for table in (again, first):
         for row in table["rows"]:
-            row.pop("milliseconds")
-            row.pop("seconds")
+            for clock in ("milliseconds", "undefended_milliseconds", "seconds"):
+                row.pop(clock)
     assert again == first  # same seed, same table
+
+    shutil.rmtree(tmp_path / "stores")
+    assert main([*command, "--rows", "jpeg", "--check"]) == 0
+    assert [path.name for path in (tmp_path / "stores").glob("*.sqlite")] == ["digits.jpeg.sqlite"]
+    one = json.loads((tmp_path / "digits.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in one["rows"]] == [row["name"] for row in first["rows"]]
+    assert one["rows"][1]["adaptive"] == first["rows"][1]["adaptive"]
+    assert "Not measured yet" not in capsys.readouterr().out
+    assert main([*command, "--rows", "blur"]) == 1
+    assert "digits has no row blur; its rows: none, digits-dsae, jpeg, median, pca" in capsys.readouterr().err
 
     damaged = json.loads(figures)
     damaged["rows"][0]["clean"] |= {"right": 5, "low": 0.04, "high": 0.2}

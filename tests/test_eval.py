@@ -29,8 +29,10 @@ from purify.eval.fakes import RandomResize
 from purify.eval.intervals import bootstrap_interval, wilson_interval
 from purify.eval.margin import MarginSummary
 from purify.eval.paired import PairedComparison
-from purify.eval.reference import compare_with_reference, read_reference
-from purify.eval.report import COLUMNS
+from purify.eval.plain import to_plain
+from purify.eval.reference import REFERENCE_FOLDER, compare_with_reference, read_reference
+from purify.eval.report import COLUMNS, markdown_table
+from purify.eval.source import fingerprint_model
 from purify.eval.tables import TABLES
 
 THREAT = ThreatModel("linf", 0.15)
@@ -345,7 +347,24 @@ def test_reference_is_committed_and_agrees_with_itself(name: str) -> None:
     assert compare_with_reference(reference, reference) == []
     spec = TABLES[name]
     assert reference["spec"]["classifier"] == spec.classifier
-    assert [row["name"] for row in reference["rows"]] == ["none", *spec.purifiers, *spec.baselines]
+    assert [row["name"] for row in reference["rows"]] == list(spec.row_names)
+    committed = (REFERENCE_FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    assert markdown_table([Report.from_dict(row) for row in reference["rows"]]) in committed
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_reference_is_of_what_ships(name: str) -> None:
+    """A table of weights or settings that are no longer these would mislead."""
+    reference = read_reference(name)
+    assert reference is not None
+    spec = TABLES[name]
+    for row in reference["rows"]:
+        configuration = row["configuration"]
+        if row["name"] in spec.purifiers:
+            defended = purify.wrap(purify.load_classifier(spec.classifier), row["name"])
+            assert configuration["model"] == fingerprint_model(defended)
+        assert configuration["settings"] == to_plain(dataclasses.asdict(spec.settings))
+        assert row["suite"] == str(make_suite(spec.settings.suite, spec.threat))
 
 
 def test_differences_from_the_reference_are_named() -> None:

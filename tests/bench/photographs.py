@@ -68,6 +68,7 @@ def main(command: Command) -> None:
                 data="imagefolder:imagenet-750.zip",
                 classifier=name,
                 purifiers=command.purifiers,
+                baselines=command.baselines,
                 threat=ThreatModel("linf", eps / 255),
                 images=command.images,
                 name=f"photographs, {name}, {eps} of 255",
@@ -79,7 +80,6 @@ def main(command: Command) -> None:
                 spec,
                 load_split=functools.partial(photographs, command.data_root),
                 classifier=classifier,
-                baselines=command.baselines,
                 stores=command.out / "stores",
             )
             print(f"\n{table.markdown()}\n\nwrote {', '.join(map(str, table.save(command.out)))}", flush=True)
