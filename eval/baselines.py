@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from kornia.enhance import jpeg_codec_differentiable
 from kornia.filters import median_blur
+from numpy.typing import NDArray
+from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.functional import gaussian_blur
 
 from purify.data import ImageSet
@@ -35,7 +37,7 @@ __all__ = [
 
 
 class JPEG(nn.Module):
-    """Compress each image as JPEG and decode it again, by torchvision (Dziugaite et al. 2016). No gradient, but an
+    """Compress each image as JPEG and decode it again, by Pillow (Dziugaite et al. 2016). No gradient, but an
     attacker has that of :meth:`smooth`."""
 
     def __init__(self, quality: int = 75) -> None:
@@ -44,10 +46,14 @@ class JPEG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images with 1 or 3 channels, in [0, 1]."""
-        mode = ImageReadMode.GRAY if images.shape[1] == 1 else ImageReadMode.RGB
-        pixels = (images.detach() * 255).round().to(torch.uint8).cpu()
-        decoded = [decode_jpeg(encode_jpeg(image, quality=self.quality), mode=mode) for image in pixels]
-        return torch.stack(decoded).to(images) / 255
+        pixels = (images.detach() * 255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
+        decoded = [self._again(image.squeeze(-1) if images.shape[1] == 1 else image) for image in pixels]
+        return torch.from_numpy(np.stack(decoded)).view(pixels.shape).permute(0, 3, 1, 2).to(images) / 255
+
+    def _again(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with io.BytesIO() as file:
+            Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+            return np.asarray(Image.open(file))
 
     def smooth(self, images: Tensor) -> Tensor:
         """JPEG with a smooth rounding, by kornia (Reich et al. 2024): nearly the same images, and a gradient that is of use."""

@@ -257,6 +257,7 @@ def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
         code = None
         if isinstance(purifier, DenoisingSparseAutoencoder):
             code = dataclasses.asdict(purifier.statistics(images))
+        together, alone = milliseconds_per_image([defended, bare], images[:32])
         judge.store.add_finding(
             "costs",
             {
@@ -264,8 +265,8 @@ def _costs(judge: Judge, defended: nn.Module, settings: Settings) -> None:
                 "classifier_macs": count_macs(bare, shape),
                 "purifier_macs": count_macs(purifier, shape) if purifier is not None else 0,
                 "purifier_parameters": count_parameters(purifier) if purifier is not None else 0,
-                "milliseconds": milliseconds_per_image(defended, images[:32]),
-                "undefended_milliseconds": milliseconds_per_image(bare, images[:32]),
+                "milliseconds": together,
+                "undefended_milliseconds": alone,
                 "code": code,
             },
         )

@@ -15,7 +15,7 @@ def library_versions() -> dict[str, str]:
     True
     """
     found = {"python": platform.python_version()}
-    for name in ("purify-defense", "torch", "torchvision", "numpy", "scikit-learn", "foolbox"):
+    for name in ("purify-defense", "torch", "torchvision", "numpy", "scikit-learn", "pillow", "kornia", "foolbox"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # run from a checkout that is not installed

@@ -61,7 +61,7 @@ def _examination(name: str) -> Examination:
         threat=THREAT,
         paths=gradient_paths(model, images[:2]),
         bare=model.undefended if isinstance(model, purify.PurifiedClassifier) else None,
-        draws=6 if name == "random resize" else 1,
+        draws=4 if name == "random resize" else 1,
         steps=20,
         queries=300,
         random_draws=1000,

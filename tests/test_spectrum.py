@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -36,6 +37,12 @@ from purify.eval.spectrum.jacobian import (
 from purify.eval.spectrum.subjects import matched_blur
 
 FEW = AuditSettings(images=6, jacobians=2, attack_steps=3, norm_steps=6, band_images=4, band_steps=2, frequencies=3, natural=200)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands measure little: what they write is looked at, not the figures."""
+    monkeypatch.setattr(AuditSettings, "suited", lambda _, **changes: dataclasses.replace(FEW, **changes))
 
 
 class Linear(nn.Module):
@@ -412,6 +419,7 @@ def test_matched_blur_costs_no_more_than_the_purifier() -> None:
     assert gentle.sigma < free.sigma
 
 
+@pytest.mark.usefixtures("quick")
 def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["audit", "digits-dsae", "--images", "6", "--natural", "100", "--out", str(tmp_path), "--quiet"]
     assert main(arguments) == 0
@@ -430,6 +438,7 @@ def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.C
     assert "## Margin spectrum" in (folder / "audit.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("quick")
 def test_command_joins_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--images", "6", "--suite", "fast", "--checks", "0", "--norms", "0", "--quiet", "--out", str(tmp_path)]
     assert main(["evaluate", *few]) == 0

@@ -210,13 +210,13 @@ def _without_times(path: Path) -> dict[str, Any]:
 
 def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
     """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
-    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "40", "--checks", "6", "--norms", "6", "--quiet"]
+    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "20", "--checks", "3", "--norms", "3", "--quiet"]
     command += ["--batch-size", "10", "--out"]
     chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
     broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"
     for kill in range(3):
         process = subprocess.Popen([*command, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        goal = _progress(store) + chance.randint(2, 14)
+        goal = _progress(store) + chance.randint(2, 9)
         while process.poll() is None and _progress(store) < goal:
             time.sleep(0.05)
         time.sleep(chance.random())
