@@ -80,7 +80,11 @@ class TableSpec:
 
 TABLES: dict[str, TableSpec] = {
     "digits": TableSpec(
-        data="digits", classifier="digits-shufflenet", purifiers=("digits-dsae",), threat=ThreatModel("linf", 0.15)
+        data="digits",
+        classifier="digits-shufflenet",
+        purifiers=("digits-dsae",),
+        baselines=(*IN_EVERY_TABLE, "dense"),
+        threat=ThreatModel("linf", 0.15),
     ),
     "mnist": TableSpec(
         data="mnist",

@@ -206,6 +206,16 @@ def test_bare_classifier(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> No
     assert found.code is None
 
 
+def test_a_report_comes_back_from_its_json(report: Report) -> None:
+    plain = json.loads(json.dumps(report.to_dict()))
+    again = Report.from_dict(plain)
+    assert again.cells() == report.cells()
+    assert json.loads(json.dumps(again.to_dict())) == plain
+    older = {key: value for key, value in plain.items() if key != "undefended_milliseconds"}  # tables from before it was measured
+    assert "×" in again.cells()[-2]
+    assert "×" not in Report.from_dict(older).cells()[-2]
+
+
 def test_a_purifier_without_gradient_is_attacked_through_stand_ins(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
     found = evaluate(purify.wrap(victim, JPEG()), x, y, THREAT, settings=FEW, quiet=True)
