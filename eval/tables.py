@@ -98,6 +98,7 @@ TABLES: dict[str, TableSpec] = {
         data="mnist",
         classifier="mnist-resnet18",
         purifiers=("mnist-dsae", "mnist-dsae-robust"),
+        baselines=(*IN_EVERY_TABLE, "dense"),
         threat=ThreatModel("linf", 0.3),
         images=500,
     ),
@@ -209,7 +210,8 @@ def defence_table(
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
     # All that the rows need is made before the first attack: a name that is not known is not found out an hour later.
-    purifiers = {name: _purifier(name, spec, load_split, quiet) for name in {_parts(name)[0] for name in wanted}}
+    defences = dict.fromkeys(_parts(row)[0] for row in wanted)
+    purifiers = {name: _purifier(name, spec, load_split, quiet) for name in defences}
     shared: defaultdict[str, SharedAttacks] = defaultdict(SharedAttacks)
     classifiers = {"": load_classifier(spec.classifier) if classifier is None else classifier}
     classifiers |= {

@@ -44,7 +44,7 @@ class TablesCommand(DataOptions):
     """Measure only these rows (none, jpeg, cifar10-dsae-robust …) of one table; the others are taken from the table in --out, or
     else from the committed reference."""
     full: bool = False
-    """All baselines, not only JPEG, median filter and PCA; some are trained at their first use, into the cache (not with --model:
+    """All baselines, not only those of the table; some are trained at their first use, into the cache (not with --model:
     those that learn need a recipe)."""
     variants: bool = False
     """In place of the tables: the DSAE with other codes, encoders and unrolled steps, trained at first use, into the cache."""
