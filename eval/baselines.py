@@ -56,8 +56,8 @@ class JPEG(nn.Module):
             return np.asarray(Image.open(file))
 
     def smooth(self, images: Tensor) -> Tensor:
-        """JPEG with a smooth rounding, by kornia (Reich et al. 2024): images (N, 1 or 3, H, W) in [0, 1] to nearly the same ones as
-        by JPEG, with a gradient that is of use."""
+        """JPEG with a smooth rounding, by kornia (Reich et al. 2024): from images (N, 1 or 3, H, W) in [0, 1] to nearly the same
+        as by JPEG, with a gradient that is of use."""
         colour = images.expand(-1, 3, -1, -1)  # grey has no chroma to lose
         with torch.autocast(images.device.type, enabled=False):  # coefficients of 1,000 in bfloat16 would be off by several steps
             smooth: Tensor = jpeg_codec_differentiable(colour.float(), torch.tensor([float(self.quality)], device=images.device))
