@@ -389,7 +389,7 @@ def test_differences_from_the_reference_are_named() -> None:
     assert [d.split(":")[0] for d in compare_with_reference(other, reference)] == ["digits-dsae, adaptive"]
     other = copy.deepcopy(reference)
     other["rows"].pop()
-    assert compare_with_reference(other, reference) == ["pca: this row is missing"]
+    assert compare_with_reference(other, reference) == ["dense: this row is missing"]
     other = copy.deepcopy(reference)
     other["spec"]["images"] = 7
     assert "made with" in compare_with_reference(other, reference)[0]

@@ -80,7 +80,7 @@ def test_command_line_on_a_small_folder(tmp_path: Path, capsys: pytest.CaptureFi
         assert [row["name"] for row in figures["rows"]] == ["none", "fitted-dsae", "jpeg", "median"]
         assert all(row["clean"]["n"] == 6 for row in figures["rows"])
     assert main([*command, "--check"]) == 1
-    assert "neither --variants nor --check" in capsys.readouterr().err
+    assert "neither --variants, --rows nor --check" in capsys.readouterr().err
 
 
 def test_a_folder_is_resized_as_the_weights_want(tmp_path: Path) -> None:
