@@ -125,7 +125,9 @@ def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     one = json.loads((tmp_path / "digits.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in one["rows"]] == [row["name"] for row in first["rows"]]
     assert one["rows"][1]["adaptive"] == first["rows"][1]["adaptive"]
-    assert "Not measured yet" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Not measured yet" not in printed
+    assert "reference, rows jpeg: every figure within its interval" in printed  # of the others nothing is claimed
     assert main([*command, "--rows", "blur"]) == 1
     assert "digits has no row blur; its rows: none, digits-dsae, jpeg, pca" in capsys.readouterr().err
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-from xml.etree import ElementTree
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +12,6 @@ from torch import Tensor, nn
 
 from purify import load, load_classifier, load_dataset
 from purify.attacks import ThreatModel
-from purify.cli import main
 from purify.eval.baselines import JPEG, GaussianFilter, GaussianNoise
 from purify.eval.spectrum import AuditSettings, spectral_audit
 from purify.eval.spectrum.band_attacks import band_accuracy, margin_slopes, smallest_norms
@@ -37,12 +31,6 @@ from purify.eval.spectrum.jacobian import (
 from purify.eval.spectrum.subjects import matched_blur
 
 FEW = AuditSettings(images=6, jacobians=2, attack_steps=3, norm_steps=6, band_images=4, band_steps=2, frequencies=3, natural=200)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands measure little: what they write is looked at, not the figures."""
-    monkeypatch.setattr(AuditSettings, "suited", lambda _, **changes: dataclasses.replace(FEW, **changes))
 
 
 class Linear(nn.Module):
@@ -417,37 +405,3 @@ def test_matched_blur_costs_no_more_than_the_purifier() -> None:
     gentle = matched_blur(classifier, nn.Identity(), images, labels)
     free = matched_blur(classifier, Linear(torch.zeros(64, 64)), images, labels)  # costs nearly everything
     assert gentle.sigma < free.sigma
-
-
-@pytest.mark.usefixtures("quick")
-def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["audit", "digits-dsae", "--images", "6", "--natural", "100", "--out", str(tmp_path), "--quiet"]
-    assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "selective filter" in said
-    folder = tmp_path / "digits-dsae"
-    page = (folder / "audit.html").read_text(encoding="utf-8")
-    assert "purify audit digits-dsae" in page
-    assert page.count("<svg") == 8
-    figures = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-    gain = next(e for e in figures["exhibits"] if e["id"] == "gain")
-    assert gain["columns"][:5] == ["purifier", "basis", "direction", "variance", "gain"]
-    assert len((folder / "gain.csv").read_text().splitlines()) == len(gain["rows"]) + 1
-    figure = ElementTree.fromstring((folder / "gain.svg").read_text(encoding="utf-8"))
-    assert figure.get("aria-label") == "Gain against natural variance"
-    assert "## Margin spectrum" in (folder / "audit.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.usefixtures("quick")
-def test_command_joins_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--images", "6", "--suite", "fast", "--checks", "0", "--norms", "0", "--quiet", "--out", str(tmp_path)]
-    assert main(["evaluate", *few]) == 0
-    store = tmp_path / "digits.digits-dsae.sqlite"
-    assert "Spectral audit" not in store.with_suffix(".html").read_text(encoding="utf-8")
-    for _ in range(2):  # a second audit takes the place of the first
-        assert main(["audit", str(store), "--images", "6", "--natural", "100", "--quiet"]) == 0
-    assert store.with_suffix(".html").read_text(encoding="utf-8").count('id="margin-spectrum"') == 1
-    assert main(["report", str(store)]) == 0
-    assert "Spectral audit" in store.with_suffix(".html").read_text(encoding="utf-8")
-    assert main(["audit", "digits-shufflenet"]) == 1
-    assert "is a classifier" in capsys.readouterr().err

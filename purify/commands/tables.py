@@ -86,7 +86,7 @@ def tables(command: TablesCommand) -> int:
         )
         _write(table, command.out)
         if command.check and table.reports:
-            failed |= not _as_the_reference(name, table)
+            failed |= not _as_the_reference(name, table, command.rows)
     return int(failed)
 
 
@@ -152,13 +152,19 @@ def _write(table: DefenceTable, out: Path) -> None:
     print("wrote " + ", ".join(str(path) for path in written))
 
 
-def _as_the_reference(name: str, table: DefenceTable) -> bool:
-    """Whether every figure is within its interval of the committed table."""
+def _as_the_reference(name: str, table: DefenceTable, rows: tuple[str, ...]) -> bool:
+    """Whether every figure of the rows that were measured (none named: all) is within its interval of the committed table."""
     from purify.eval.reference import compare_with_reference, read_reference
 
     reference = read_reference(name)
-    found = ["no committed reference"] if reference is None else compare_with_reference(table.to_dict(), reference)
-    print(f"check against the reference: {'; '.join(found) if found else 'every figure within its interval'}")
+    if reference is None:
+        found = ["no committed reference"]
+    else:
+        wanted = [row for row in reference["rows"] if not rows or row["name"] in rows]
+        found = compare_with_reference(table.to_dict(), {**reference, "rows": wanted})
+        found += [f"{row}: not in the reference" for row in rows if row not in {other["name"] for other in wanted}]
+    which = f"rows {', '.join(rows)}" if rows else "all rows"
+    print(f"check against the reference, {which}: {'; '.join(found) if found else 'every figure within its interval'}")
     return not found
 
 
