@@ -163,7 +163,7 @@ def evaluate(
         judge.oblivious(settings.oblivious_steps)
         judge.adaptive(chosen, paths)
         judge.verdict()
-        judge.smallest_norms(next(iter(paths.values())), settings.norm_images)
+        judge.smallest_norms(paths, settings.norm_images)
         _examine(judge, defended, paths, settings)
         _costs(judge, defended, settings)
         progress.close()

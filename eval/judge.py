@@ -138,14 +138,17 @@ class Judge:
                 stage, 0, first, rows, self._answers(self.model, worst, labels), distance, seconds=time.perf_counter() - started
             )
 
-    def smallest_norms(self, path: GradientPath, images: int) -> None:
-        """FMN with the largest ball, on the first ``images`` images: how far each is from its nearest adversarial."""
+    def smallest_norms(self, paths: Mapping[str, GradientPath], images: int) -> None:
+        """FMN with the largest ball, on the first ``images`` images: how far each is from its nearest adversarial. Along the exact
+        gradient; where there is none, along every path, of which the nearest counts."""
         attack = FMN(covering(self.threat, self._shape()))
-        stage = self.store.stage("FMN, any norm", "norm", str(attack))
+        chosen = {"exact": paths["exact"]} if "exact" in paths else paths
         sound = self._sound()
-        for first, rows in self._batches(sound[sound < images], stage.name):
-            if not self.store.has_batch(stage, 0, first):
-                self._attack(stage, 0, first, rows, attack, path, keep=False)
+        for name, path in chosen.items():
+            stage = self.store.stage(f"FMN, any norm, {name}", "norm", str(attack), name)
+            for first, rows in self._batches(sound[sound < images], stage.name):
+                if not self.store.has_batch(stage, 0, first):
+                    self._attack(stage, 0, first, rows, attack, path, keep=False)
 
     # ---- one batch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,9 +225,7 @@ def _read(store: RunStore) -> Report:
         robust, lowest = share(stages["verdict"]), margin(stages["verdict"])
     worst = torch.stack([robust, *(share(stage) for stage in own.values())]).amin(0)
     how = f"suite {configuration['suite'].partition(':')[0]}, {len(adaptive)} stages, per-image minimum"
-    norms = next(
-        (margins_at for stage in stages.values() if stage.claim == "norm" for margins_at in [_norms(store, stage, n)]), None
-    )
+    norms = _norms(store, [stage for stage in stages.values() if stage.claim == "norm"], n)
     per_image = {
         "label": labels,
         "undefended_clean_margin": margin(bare),
@@ -236,7 +235,7 @@ def _read(store: RunStore) -> Report:
         "adaptive_margin": lowest,
         "adaptive_share": robust,
         "worst_share": worst,
-        "smallest_norm": torch.full((n,), float("nan"), dtype=torch.float64) if norms is None else norms,
+        "smallest_norm": norms,
     }
     return Report(
         name=configuration["name"],
@@ -259,7 +258,7 @@ def _read(store: RunStore) -> Report:
             "purified": MarginSummary.of(per_image["oblivious_PGD_margin"]),
             "adaptive": MarginSummary.of(lowest),
         },
-        norms=None if norms is None or not bool(torch.isfinite(norms).any()) else NormSummary.of(norms[torch.isfinite(norms)]),
+        norms=NormSummary.of(norms[torch.isfinite(norms)]) if bool(torch.isfinite(norms).any()) else None,
         checks=[Check(**found) for number in range(1, 14) if (found := store.finding(f"check S{number}")) is not None],
         curve=_curve(store.finding("curve")),
         errors=store.errors(),
@@ -285,11 +284,14 @@ def _spread(store: RunStore, stage: StageRecord, n: int, which: int, *, missing:
     return values
 
 
-def _norms(store: RunStore, stage: StageRecord, n: int) -> Tensor:
-    """Distance of the nearest adversarial image, 0 for images that are misclassified as they are; NaN where not measured."""
+def _norms(store: RunStore, stages: Sequence[StageRecord], n: int) -> Tensor:
+    """Distance of the nearest adversarial image that any stage found, 0 for images that are misclassified as they are; NaN where
+    none was found or nothing was measured."""
     values = torch.full((n,), float("nan"), dtype=torch.float64)
-    for trial in store.trials(stage):
-        values[trial.image] = float("nan") if trial.correct else trial.distance
+    for stage in stages:
+        for trial in store.trials(stage):
+            if not trial.correct:
+                values[trial.image] = torch.fmin(values[trial.image], torch.tensor(trial.distance, dtype=torch.float64))
     return values
 
 

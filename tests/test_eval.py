@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import PGD, AutoAttack, ThreatModel, make_suite, run_suite
+from purify.attacks import FMN, PGD, AutoAttack, ThreatModel, make_suite, run_suite
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval import Accuracy, Recovery, Report, Settings, evaluate
 from purify.eval.baselines import (
@@ -142,6 +142,24 @@ def test_figures_follow_from_the_rows_of_each_image(report: Report) -> None:
     assert report.norms.n == int(torch.isfinite(norms).sum())
     assert report.norms.median == pytest.approx(float(np.median(norms[torch.isfinite(norms)])), abs=1e-6)
     assert torch.isnan(rows["smallest_norm"][30:]).all()
+
+
+def test_smallest_norm_without_an_exact_gradient_is_the_least_over_all_paths(victim: nn.Module) -> None:
+    digits = purify.load_dataset("digits", "test").first(12)
+    defended = purify.wrap(victim, JPEG(75))
+    settings = dataclasses.replace(FEW, norm_images=12)
+    found = evaluate(defended, digits, None, THREAT, settings=settings, quiet=True).per_image["smallest_norm"]
+    x, y = digits.batch(slice(None))
+    paths = gradient_paths(defended, x[:2])
+    assert "exact" not in paths and len(paths) == 3
+    each = []
+    for path in paths.values():
+        result = FMN(ThreatModel("linf", 1.0))(
+            defended, x, y, generator=torch.Generator().manual_seed(0), gradient=path, precision="float32"
+        )
+        each.append(torch.where(result.success, result.distance, torch.inf))
+    torch.testing.assert_close(found, torch.stack(each).amin(0).double(), atol=1e-6, rtol=0)
+    assert not torch.allclose(each[0], found.float())  # the first path alone finds less
 
 
 def test_suites_and_the_judge_agree(report: Report) -> None:
