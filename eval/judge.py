@@ -139,8 +139,10 @@ class Judge:
             )
 
     def smallest_norms(self, paths: Mapping[str, GradientPath], images: int) -> None:
-        """FMN with the largest ball, on the first ``images`` images: how far each is from its nearest adversarial. Along the exact
-        gradient; where there is none, along every path, of which the nearest counts."""
+        """FMN with the largest ball, on the first ``images`` images: how far each is from its nearest adversarial.
+
+        Along the exact gradient; where there is none, along every path, of which the nearest counts.
+        """
         attack = FMN(covering(self.threat, self._shape()))
         chosen = {"exact": paths["exact"]} if "exact" in paths else paths
         sound = self._sound()
