@@ -30,7 +30,7 @@ test: $(VENV)/.dev $(VENV)/.browser  ## lint, types and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 20
 
 tables: $(VENV)/.core  ## recompute every defence table and hold it against the committed reference
 	$(BIN)/purify tables --check --out runs/tables

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import purify
+from purify.attacks import FMN, PGD
+from purify.attacks.suite import SUITES, Entry
 from purify.data import ImageSet
+from purify.eval import curves, judge
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no error of the code
 hypothesis.settings.load_profile("patient")
@@ -54,9 +57,13 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @pytest.fixture
-def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks ask Square for little: for tests in which their verdicts do not matter."""
+def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks take few steps and ask little: for tests in which their verdicts do not matter."""
     monkeypatch.setattr(evaluate, "Examination", functools.partial(evaluate.Examination, queries=20))
+    monkeypatch.setattr(judge, "FMN", functools.partial(FMN, steps=3))
+    monkeypatch.setattr(curves, "PGD", functools.partial(PGD, steps=3))
+    for name in ("fast", "adaptive"):
+        monkeypatch.setitem(SUITES, name, ("three steps", lambda threat, _: (Entry("PGD-3", PGD(threat, steps=3)),)))
 
 
 @pytest.fixture(scope="session")

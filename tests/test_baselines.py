@@ -252,7 +252,7 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_attacks")
 def test_rows_are_measured_alone_and_the_others_taken_over(tmp_path: Path) -> None:
     few = Settings(suite="fast", oblivious_steps=2, norm_images=4, check_images=4, check_steps=2, random_draws=10, pictures=0)
     spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, baselines=("jpeg", "median"))

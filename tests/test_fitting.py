@@ -23,6 +23,7 @@ from purify.fitting import fit_to, suggest_recipe
 from purify.training.catalogue import find_recipe
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = purify.load_dataset("digits", "train").batch(slice(None))
     victim.requires_grad_(True)
@@ -38,6 +39,7 @@ def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, c
     assert "| fitted-dsae |" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_labels_are_the_classifiers_own_where_none_are_given(tmp_path: Path, victim: nn.Module) -> None:
     images = purify.load_dataset("digits", "train").first(200).batch(slice(None))[0]
     pixels = (images * 255).round().to(torch.uint8)
@@ -52,6 +54,7 @@ def pictures(folder: Path, images: Tensor, labels: Tensor) -> None:
         Image.fromarray((image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(place / f"{number}.png")
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_command_line_on_a_small_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 2
