@@ -56,14 +56,19 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         return (model(images).argmax(1) == labels).float().mean().item()
 
 
+def shorten_attacks(patch: pytest.MonkeyPatch) -> None:
+    """Attacks take few steps and ask little: for tests in which their verdicts do not matter."""
+    patch.setattr(evaluate, "Examination", functools.partial(evaluate.Examination, queries=20))
+    patch.setattr(judge, "FMN", functools.partial(FMN, steps=3))
+    patch.setattr(curves, "PGD", functools.partial(PGD, steps=3))
+    for name in ("fast", "adaptive"):
+        patch.setitem(SUITES, name, ("three steps", lambda threat, _: (Entry("PGD-3", PGD(threat, steps=3)),)))
+
+
 @pytest.fixture
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attacks take few steps and ask little: for tests in which their verdicts do not matter."""
-    monkeypatch.setattr(evaluate, "Examination", functools.partial(evaluate.Examination, queries=20))
-    monkeypatch.setattr(judge, "FMN", functools.partial(FMN, steps=3))
-    monkeypatch.setattr(curves, "PGD", functools.partial(PGD, steps=3))
-    for name in ("fast", "adaptive"):
-        monkeypatch.setitem(SUITES, name, ("three steps", lambda threat, _: (Entry("PGD-3", PGD(threat, steps=3)),)))
+    """See :func:`shorten_attacks`."""
+    shorten_attacks(monkeypatch)
 
 
 @pytest.fixture(scope="session")

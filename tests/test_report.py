@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import shorten_attacks
 
 import purify
 from purify.attacks import ThreatModel
@@ -25,7 +26,9 @@ def report() -> Report:
     settings = Settings(suite="fast", norm_images=20, check_images=10, check_steps=5, random_draws=200, pictures=30)
     about = {"data": "digits", "split": "test", "classifier": "digits-shufflenet", "purifier": "digits-dsae"}
     threat = ThreatModel("linf", 0.15)
-    return evaluate(defended, digits, None, threat, settings=settings, name="digits-dsae", about=about, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_attacks(patch)
+        return evaluate(defended, digits, None, threat, settings=settings, name="digits-dsae", about=about, quiet=True)
 
 
 def test_it_stands_alone(report: Report, tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def _checks(name: str) -> tuple[Check, ...]:
 @pytest.mark.parametrize("name", MODELS)
 def test_fakes_are_flagged_and_honest_models_are_not(name: str) -> None:
     """The table of ``docs/checks.md`` says which check sees which model; it is held against a new run."""
+    if name == "random resize":  # how far plain attacks come is up to chance; one check always sees it
+        assert run_check("S10", _examination(name)).verdict == "fail"
+        return
     failed = [check.id for check in _checks(name) if check.verdict == "fail"]
     fake = name in FAKES or name.startswith("softmax")
     assert bool(failed) == fake, [check for check in _checks(name) if check.verdict == "fail"]
@@ -83,10 +86,7 @@ def test_fakes_are_flagged_and_honest_models_are_not(name: str) -> None:
     row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
     marks = [cell.strip() for cell in row.strip("|").split("|")][1:]
     documented = [check for check, mark in zip(CHECKS, marks, strict=True) if mark == "✗"]
-    if name == "random resize":  # how far plain attacks come is up to chance
-        assert "S10" in failed
-    else:
-        assert failed == documented, [(c.id, c.verdict, c.words) for c in _checks(name)]
+    assert failed == documented, [(c.id, c.verdict, c.words) for c in _checks(name)]
 
 
 def test_the_honest_model_is_robust_at_all() -> None:
