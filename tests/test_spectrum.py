@@ -126,7 +126,7 @@ def test_wiener_filter_has_its_gains_and_is_found(natural: Tensor, sigma: float)
     basis = pca_basis(natural)
     gains = directional_gains(purifier, natural[0], basis.direction(torch.arange(64)))
     torch.testing.assert_close(gains, expected, atol=1e-3, rtol=0)
-    curve = GainCurve.of("PCA", basis.order, torch.stack([gains, gains]))
+    curve = GainCurve.of("PCA", torch.arange(len(basis)), basis.order, torch.stack([gains, gains]))
     assert curve.noise == pytest.approx(sigma, rel=1e-2)
     assert curve.wiener_error < 1e-3
     assert curve.correlation.value > 0.999
@@ -149,7 +149,7 @@ def test_projection_has_gains_of_one_and_zero(natural: Tensor) -> None:
 def test_identity_passes_everything(natural: Tensor) -> None:
     spectrum = spectrum_of(dense_jacobian(nn.Identity(), natural[0] + 0.0))
     torch.testing.assert_close(spectrum.values, torch.ones(64), atol=1e-4, rtol=0)
-    curve = GainCurve.of("PCA", pca_basis(natural).order, torch.ones(3, 64))
+    curve = GainCurve.of("PCA", torch.arange(64), pca_basis(natural).order, torch.ones(3, 64))
     assert np.isnan(curve.correlation.value)  # a constant rises with nothing
 
 
@@ -325,8 +325,7 @@ def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tupl
     )
     assert any("means over 20 draws" in note for note in audit.notes)
     gain = next(e for e in audit.exhibits if e.id == "gain")
-    gains = [row[4] for row in gain.rows if row[1] == "PCA"]
-    assert len(gains) == 64
+    assert [row[2] for row in gain.rows if row[1] == "PCA"] == list(range(1, 65))
 
 
 def test_audit_of_the_identity_does_not_support_the_claim(natural: Tensor, digits: tuple[Tensor, Tensor]) -> None:

@@ -45,7 +45,7 @@ def gains_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         for curve in one.gains:
             rows += [
                 (one.subject.name, curve.basis, k, v, g, low, high, float(wiener_gain(np.array([v]), curve.noise)[0]))
-                for k, (v, g, low, high) in enumerate(zip(curve.variances, curve.gains, curve.low, curve.high, strict=True))
+                for k, v, g, low, high in zip(curve.directions, curve.variances, curve.gains, curve.low, curve.high, strict=True)
             ]
         natural, chance = one.gains
         r = natural.correlation

@@ -29,6 +29,8 @@ class GainCurve:
     """Gains uₖᵀ J uₖ along the directions of a basis, beside the variance of natural images along them."""
 
     basis: str
+    directions: list[int]
+    """Which of the basis, counted from 1 (PCA: most natural variance first)."""
     variances: list[float]
     """λ, one a direction."""
     gains: list[float]
@@ -44,14 +46,15 @@ class GainCurve:
     """Root mean squared distance of the gains from that curve."""
 
     @classmethod
-    def of(cls, basis: str, variances: Tensor, gains: Tensor) -> GainCurve:
-        """From variances (k,) and gains (images, k)."""
+    def of(cls, basis: str, places: Tensor, variances: Tensor, gains: Tensor) -> GainCurve:
+        """From places in the basis (k,), counted from 0, variances (k,) and gains (images, k)."""
         values, rows = variances.double().numpy(), gains.double().numpy()
         mean = rows.mean(0)
         half = 1.96 * rows.std(0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.full_like(mean, np.nan)
         noise = fit_wiener(values, mean)
         return cls(
             basis=basis,
+            directions=(places + 1).tolist(),
             variances=values.tolist(),
             gains=mean.tolist(),
             low=(mean - half).tolist(),

@@ -258,7 +258,9 @@ def _take_jacobians(found: Measured, ground: Ground) -> None:
     top = min(64, len(ground.natural))
     leading = ground.natural.direction(torch.arange(top)).flatten(1)
     gains: dict[str, list[Tensor]] = {"natural": [], "chance": []}
-    places = torch.linspace(0, len(ground.natural) - 1, min(64, len(ground.natural))).round().long()
+    everyone, places = torch.arange(len(ground.chance)), torch.arange(len(ground.natural))
+    if not dense:  # some of all, evenly
+        places = torch.linspace(0, len(ground.natural) - 1, min(64, len(ground.natural))).round().long()
     for kind, images in (("clean", ground.images[:count]), ("attacked", found.adaptive[:count])):
         found.jacobians[kind] = []
         for image in images:
@@ -275,12 +277,10 @@ def _take_jacobians(found: Measured, ground: Ground) -> None:
             )
             if kind == "clean":
                 gains["natural"].append(directional_gains(purifier, image, ground.natural.direction(places).to(image)))
-                everyone = torch.arange(len(ground.chance))
                 gains["chance"].append(directional_gains(purifier, image, ground.chance.direction(everyone).to(image)))
-    variances = ground.natural.order if dense else ground.natural.order[places]
     found.gains = [
-        GainCurve.of("PCA", variances, torch.stack(gains["natural"])),
-        GainCurve.of("random", ground.chance_variances, torch.stack(gains["chance"])),
+        GainCurve.of("PCA", places, ground.natural.order[places], torch.stack(gains["natural"])),
+        GainCurve.of("random", everyone, ground.chance_variances, torch.stack(gains["chance"])),
     ]
 
 
