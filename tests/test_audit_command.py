@@ -21,6 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AuditSettings, "suited", lambda _, **changes: dataclasses.replace(FEW, **changes))
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["audit", "digits-dsae", "--images", "6", "--natural", "100", "--out", str(tmp_path), "--quiet"]
     assert main(arguments) == 0
@@ -39,6 +40,7 @@ def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.C
     assert "## Margin spectrum" in (folder / "audit.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_command_joins_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--images", "6", "--suite", "fast", "--checks", "0", "--norms", "0", "--quiet", "--out", str(tmp_path)]
     assert main(["evaluate", *few]) == 0

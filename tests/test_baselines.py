@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.filters import median as skimage_median
+from torch import nn
 
 import purify
 from purify.attacks import FGSM
@@ -150,6 +151,7 @@ def test_bad_baselines() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "robust"])
+@pytest.mark.usefixtures("quick_commands")
 def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At their first use into the cache, from then on loaded; each gets a row of the full table."""
     recipe = dataclasses.replace(find_recipe(f"digits-{name}"), epochs=1, attack_steps=1)  # type: ignore[call-arg]
@@ -196,7 +198,8 @@ def test_a_table_trains_another_classifier_by_its_recipe(tmp_path: Path, monkeyp
     assert torch.equal(logits("digits-shufflenet"), load_classifier("digits-shufflenet")(x))
 
 
-def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("quick_commands")
+def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.MonkeyPatch, quick_victim: nn.Module) -> None:
     made = []
 
     class Counted(FGSM):
@@ -210,7 +213,7 @@ def test_an_oblivious_attack_is_made_once_for_all_rows(monkeypatch: pytest.Monke
     table = defence_table(spec, quiet=True)
     assert len(made) == 2  # batches, not times rows
     images = purify.load_dataset("digits", "test").first(20)
-    defended = purify.wrap(load_classifier("digits-shufflenet"), "digits-dsae")
+    defended = purify.wrap(quick_victim, "digits-dsae")
     alone = evaluate(defended, images, None, spec.threat, settings=few, quiet=True)
     assert len(made) == 4
     assert table.reports[1].oblivious == alone.oblivious
@@ -252,7 +255,7 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}
 
 
-@pytest.mark.usefixtures("short_attacks")
+@pytest.mark.usefixtures("short_attacks", "quick_commands")
 def test_rows_are_measured_alone_and_the_others_taken_over(tmp_path: Path) -> None:
     few = Settings(suite="fast", oblivious_steps=2, norm_images=4, check_images=4, check_steps=2, random_draws=10, pictures=0)
     spec = dataclasses.replace(TABLES["digits"], images=20, settings=few, baselines=("jpeg", "median"))

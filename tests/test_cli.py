@@ -51,6 +51,7 @@ def test_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in list_checkpoints())
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "evaluate",
@@ -76,6 +77,7 @@ def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len((tmp_path / "digits.median.csv").read_text(encoding="utf-8").splitlines()) == 61
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Grey PNG files in class folders, one of them broken: the count of skipped files stands above the table."""
     digits = load_dataset("digits", "test").first(200)
@@ -92,7 +94,7 @@ def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "| jpeg | " in printed
 
 
-@pytest.mark.usefixtures("short_attacks")
+@pytest.mark.usefixtures("short_attacks", "quick_commands")
 def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reference, "REFERENCE_FOLDER", tmp_path / "reference")
     few = Settings(suite="fast", oblivious_steps=10, norm_images=0, check_images=4, check_steps=2, random_draws=10, pictures=20)

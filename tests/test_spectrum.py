@@ -313,12 +313,15 @@ def test_audit_of_a_purifier_without_gradient_says_so_and_makes_the_rest(natural
     assert audit.verdicts[0].adaptive == "not measurable"
 
 
-def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tuple[Tensor, Tensor]) -> None:
+def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tuple[Tensor, Tensor], toy: nn.Module) -> None:
+    with torch.no_grad():
+        labels = toy(digits[0]).argmax(1)
     audit = spectral_audit(
-        load_classifier("digits-shufflenet"),
+        toy,
         {"noise": GaussianNoise(0.05)},
         natural,
-        *digits,
+        digits[0],
+        labels,
         ThreatModel("linf", 0.15),
         settings=FEW,
         quiet=True,
@@ -328,10 +331,12 @@ def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tupl
     assert [row[2] for row in gain.rows if row[1] == "PCA"] == list(range(1, 65))
 
 
-def test_audit_of_the_identity_does_not_support_the_claim(natural: Tensor, digits: tuple[Tensor, Tensor]) -> None:
+def test_audit_of_the_identity_does_not_support_the_claim(
+    natural: Tensor, digits: tuple[Tensor, Tensor], quick_victim: nn.Module
+) -> None:
     """The measurement can come out against the claim."""
     audit = spectral_audit(
-        load_classifier("digits-shufflenet"),
+        quick_victim,
         {"identity": nn.Identity()},
         natural,
         *digits,

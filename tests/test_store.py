@@ -140,19 +140,19 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert not store.has_batch(stage, 0, 10)
 
 
-def test_a_finished_run_is_not_attacked_again(tmp_path: Path, victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_a_finished_run_is_not_attacked_again(tmp_path: Path, quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0][:50], digits[1][:50]
-    first = evaluate(victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
+    first = evaluate(quick_victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
     started = time.perf_counter()
-    second = evaluate(victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
+    second = evaluate(quick_victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
     assert time.perf_counter() - started < 5
     assert first.to_dict() == second.to_dict()
 
 
-def test_runs_and_their_rows(tmp_path: Path, victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_runs_and_their_rows(tmp_path: Path, quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0][:50], digits[1][:50]
     path = tmp_path / "runs" / "a.sqlite"
-    report = evaluate(victim, x, y, THREAT, settings=FEW, store=path, name="none", quiet=True)
+    report = evaluate(quick_victim, x, y, THREAT, settings=FEW, store=path, name="none", quiet=True)
     (run,) = find_runs(tmp_path)
     assert (run.path, run.name) == (path, "none")
     assert str(report.worst_case) in run.words
@@ -171,6 +171,7 @@ def test_runs_and_their_rows(tmp_path: Path, victim: nn.Module, digits: tuple[Te
         export_run(path, "xml", tmp_path / "rows.xml")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_runs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "evaluate",
@@ -208,9 +209,30 @@ def _without_times(path: Path) -> dict[str, Any]:
     return figures
 
 
+_FEW_STEPS = """
+import importlib
+import sys
+from functools import partial
+from purify.attacks import APGD, FMN, Square, TargetedAPGD
+from purify.attacks.suite import SUITES, Entry
+from purify.cli import main
+evaluate, judge = (importlib.import_module(f"purify.eval.{name}") for name in ("evaluate", "judge"))
+SUITES["adaptive"] = "few steps", lambda threat, draws: (
+    Entry("APGD-CE", APGD(threat, steps=10)),
+    Entry("APGD-T", TargetedAPGD(threat, steps=5, classes=3), along="fruitful paths"),
+    Entry("FMN", FMN(threat, steps=10, stop_inside=True), along="fruitful paths"),
+    Entry("Square", Square(threat, queries=50), along="once"),
+)
+judge.FMN = partial(judge.FMN, steps=10)
+evaluate.Examination = lambda exam=evaluate.Examination, **given: exam(**given | {"steps": 5, "queries": 50, "random_draws": 200})
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, with every attack of the suite ``adaptive`` and every check, in a few steps each."""
+
+
 def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
     """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
-    command = [sys.executable, "-m", "purify.cli", "evaluate", "--images", "20", "--checks", "3", "--norms", "3", "--quiet"]
+    command = [sys.executable, "-c", _FEW_STEPS, "evaluate", "--images", "20", "--checks", "3", "--norms", "3", "--quiet"]
     command += ["--batch-size", "10", "--out"]
     chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
     broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"

@@ -156,11 +156,11 @@ def test_divergence_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
 
 
 def test_classifier_learns_and_its_card_says_how(tmp_path: Path) -> None:
-    path = run(short("digits-shufflenet", epochs=12, batch_size=64), tmp_path)
+    path = run(short("digits-shufflenet", epochs=8, batch_size=64), tmp_path)
     card = read_card(path)
     assert card.kind == "classifier"
     assert card.figures["val_accuracy"] > 0.6
-    assert card.recipe["epochs"] == 12
+    assert card.recipe["epochs"] == 8
     assert card.seed == 0
     assert card.dataset == "digits"
     assert card.wall_seconds > 0
@@ -393,7 +393,7 @@ def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="blocks are four numbers for resnet18"):
         purify.build_classifier(purify.ClassifierConfig(model="resnet34", blocks=(1, 1, 1, 1)))
     sizes = {"architecture": purify.ClassifierConfig(channels=1, small_stem=True, max_pool=False, blocks=(1, 1, 1, 1))}
-    path = run(short("digits-robust", epochs=4, batch_size=64, attack_steps=3, eps=0.1, **sizes), tmp_path)
+    path = run(short("digits-robust", epochs=2, batch_size=32, attack_steps=2, eps=0.1, **sizes), tmp_path)
     card = read_card(path)
     assert purify.load_classifier(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     x, y = purify.load_dataset("digits", "test").first(100).batch(slice(None))
