@@ -53,6 +53,7 @@ def test_same_seed_same_weights(unbroken: bytes, tmp_path: Path) -> None:
     assert run(short(seed=1), tmp_path / "other").read_bytes() != unbroken
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_global_random_stream_is_left_alone(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     run(short(epochs=1), tmp_path)
@@ -96,6 +97,7 @@ def test_sigint_saves_in_the_middle_of_an_epoch(unbroken: bytes, tmp_path: Path)
     assert run(recipe, tmp_path).read_bytes() == unbroken
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_optimiser_and_schedule_start_anew_where_the_loss_changes(tmp_path: Path) -> None:
     """Also in a run that was stopped exactly there."""
     recipe = short(epochs=2, pixels_first=0.5)  # five batches of pictures alone, then five with the classifier
@@ -137,6 +139,7 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
         run(short(epochs=1, learning_rate=0.01), tmp_path)
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_divergence_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
     recipe = short()
     training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
@@ -360,6 +363,7 @@ def test_the_environment_is_not_needed(tmp_path: Path) -> None:
     assert "digits-dense, digits-dncnn" in done.stdout
 
 
+@pytest.mark.usefixtures("quick_commands")
 @pytest.mark.parametrize("network", ["linear", "dense", "dncnn", "magnet"])
 def test_dense_denoisers_learn_and_come_back(network: str, tmp_path: Path) -> None:
     path = run(short(f"digits-{network}", epochs=6, batch_size=64, attack_steps=1), tmp_path)
@@ -393,7 +397,7 @@ def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="blocks are four numbers for resnet18"):
         purify.build_classifier(purify.ClassifierConfig(model="resnet34", blocks=(1, 1, 1, 1)))
     sizes = {"architecture": purify.ClassifierConfig(channels=1, small_stem=True, max_pool=False, blocks=(1, 1, 1, 1))}
-    path = run(short("digits-robust", epochs=2, batch_size=32, attack_steps=2, eps=0.1, **sizes), tmp_path)
+    path = run(short("digits-robust", epochs=1, batch_size=32, attack_steps=2, eps=0.1, **sizes), tmp_path)
     card = read_card(path)
     assert purify.load_classifier(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     x, y = purify.load_dataset("digits", "test").first(100).batch(slice(None))
