@@ -98,6 +98,7 @@ TABLES: dict[str, TableSpec] = {
         data="mnist",
         classifier="mnist-resnet18",
         purifiers=("mnist-dsae", "mnist-dsae-robust"),
+        baselines=(*IN_EVERY_TABLE, "dense"),
         other_classifiers=("mnist-shufflenet",),
         threat=ThreatModel("linf", 0.3),
         images=500,
