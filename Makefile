@@ -6,14 +6,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint tables clean
 
-# Bytecode is made at the first import: to compile every file of every library takes as long as to install them.
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-compile --editable .
+	$(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.core
-	$(PIP) install --quiet --no-compile --editable '.[dev]'
+	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.core  ## the defence table on the embedded digits, with the shipped checkpoint -> runs/demo/
