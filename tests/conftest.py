@@ -109,8 +109,7 @@ def quick_victim() -> nn.Module:
     images, labels = purify.load_dataset("digits", "train").batch(slice(None))
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        features = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten())
-    head = nn.Linear(576, 10)
+        features, head = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten()), nn.Linear(576, 10)
     with torch.no_grad():
         ridge = RidgeClassifier(1.0).fit(features(images).numpy(), labels.numpy())
         head.weight.copy_(10 * torch.from_numpy(ridge.coef_))

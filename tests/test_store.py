@@ -143,10 +143,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_attacked_again(tmp_path: Path, quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0][:50], digits[1][:50]
     first = evaluate(quick_victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
-    started = time.perf_counter()
     second = evaluate(quick_victim, x, y, THREAT, settings=FEW, store=tmp_path / "a.sqlite", quiet=True)
-    assert time.perf_counter() - started < 5
-    assert first.to_dict() == second.to_dict()
+    assert sum(first.seconds.values()) > 0
+    assert first.to_dict() == second.to_dict()  # also the seconds that each attack took, which no two runs share
 
 
 def test_runs_and_their_rows(tmp_path: Path, quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
