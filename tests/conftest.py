@@ -103,9 +103,9 @@ def defended() -> purify.PurifiedClassifier:
     return purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
 
 
-@pytest.fixture(scope="session")
-def quick_victim() -> nn.Module:
-    """A classifier of digits, 99 % right and fifty times as fast as the shipped one: random features, ridge regression."""
+@functools.cache
+def quick_classifier() -> nn.Module:
+    """Of digits, 99 % right and fifty times as fast as the shipped one: random features, ridge regression."""
     images, labels = purify.load_dataset("digits", "train").batch(slice(None))
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -115,6 +115,12 @@ def quick_victim() -> nn.Module:
         head.weight.copy_(10 * torch.from_numpy(ridge.coef_))
         head.bias.copy_(10 * torch.from_numpy(ridge.intercept_))
     return nn.Sequential(features, head).eval()
+
+
+@pytest.fixture(scope="session")
+def quick_victim() -> nn.Module:
+    """See :func:`quick_classifier`."""
+    return quick_classifier()
 
 
 @pytest.fixture

@@ -34,10 +34,10 @@ LINF, L2, L1 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6), ThreatModel("l1
 
 
 @pytest.fixture
-def right(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def right(quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     x, y = digits
     with torch.no_grad():
-        keep = victim(x).argmax(1) == y
+        keep = quick_victim(x).argmax(1) == y
     return x[keep][:60], y[keep][:60]
 
 
@@ -65,55 +65,56 @@ ATTACKS: list[Attack] = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-def test_results_are_true(attack: Attack, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+def test_results_are_true(attack: Attack, quick_victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
     x, y = right
     state = torch.get_rng_state()
-    result = attack(victim, x, y)
+    result = attack(quick_victim, x, y)
     with torch.no_grad():
-        logits = victim(result.adversarial)
+        logits = quick_victim(result.adversarial)
     attack.threat.verify(result.adversarial, x)
     assert torch.equal(result.success, logits.argmax(1) != y)
     assert torch.allclose(result.margin, margin(logits, y), atol=1e-5)
-    assert torch.equal(result.adversarial, attack(victim, x, y).adversarial)
+    assert torch.equal(result.adversarial, attack(quick_victim, x, y).adversarial)
     assert torch.equal(state, torch.get_rng_state())
     assert (result.queries >= 2).all()
     if not isinstance(attack, RandomSearch):
-        floor = RandomSearch(attack.threat, draws=20)(victim, x, y)
+        floor = RandomSearch(attack.threat, draws=20)(quick_victim, x, y)
         assert result.success.sum() > floor.success.sum()
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
-def test_apgd_reaches_a_higher_loss_than_pgd(threat: ThreatModel, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+def test_apgd_reaches_a_higher_loss_than_pgd(threat: ThreatModel, quick_victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
     x, y = right
     small = ThreatModel(threat.norm, threat.eps / 4)
     losses = []
     for attack in (APGD(small, steps=50, early_stop=False), PGD(small, steps=50, early_stop=False)):
         with torch.no_grad():
-            losses.append(nn.functional.cross_entropy(victim(attack(victim, x, y).adversarial), y, reduction="none"))
+            losses.append(nn.functional.cross_entropy(quick_victim(attack(quick_victim, x, y).adversarial), y, reduction="none"))
     assert float((losses[0] >= losses[1] - 1e-3).float().mean()) > 0.9
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_apgd_breaks_what_pyautoattacks_breaks(
-    threat: ThreatModel, targeted: bool, victim: nn.Module, right: tuple[Tensor, Tensor]
+    threat: ThreatModel, targeted: bool, quick_victim: nn.Module, right: tuple[Tensor, Tensor]
 ) -> None:
-    """Both from random starts, in half of the usual ball, so that neither breaks nothing or everything."""
+    """Both from random starts, in a smaller ball, so that neither breaks nothing or everything."""
     from pyautoattack import autopgd_base
 
-    x, y = right[0][:40], right[1][:40]
-    half = ThreatModel(threat.norm, threat.eps / 2)
-    shared = {"norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm], "eps": half.eps, "seed": 0, "device": "cpu"}
+    x, y = right
+    smaller = ThreatModel(threat.norm, 0.65 * threat.eps)
+    shared = {"norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm], "eps": smaller.eps, "seed": 0, "device": "cpu"}
     shared |= {"logger": logging.getLogger("quiet"), "use_largereps": threat.norm == "l1"}
     if targeted:
-        theirs = autopgd_base.APGDAttack_targeted(victim, n_iter=50, n_target_classes=3, **shared)
-        ours: Attack = TargetedAPGD(half, steps=50, classes=3)
+        theirs = autopgd_base.APGDAttack_targeted(quick_victim, n_iter=50, n_target_classes=3, **shared)
+        ours: Attack = TargetedAPGD(smaller, steps=50, classes=3)
     else:
-        theirs, ours = autopgd_base.APGDAttack(victim, n_iter=50, **shared), APGD(half, steps=50)
+        theirs, ours = autopgd_base.APGDAttack(quick_victim, n_iter=50, **shared), APGD(smaller, steps=50)
     with torch.no_grad():
-        expected = int((victim(theirs.perturb(x, y)).argmax(1) != y).sum())
-    found = int(ours(victim, x, y).success.sum())
-    assert 3 < expected < 37
+        expected = int((quick_victim(theirs.perturb(x, y)).argmax(1) != y).sum())
+    found = int(ours(quick_victim, x, y).success.sum())
+    print(found, expected)
+    assert 5 < expected < 55
     assert abs(found - expected) <= 3
 
 
@@ -145,23 +146,23 @@ def test_checkpoints_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fmn_finds_norms_like_foolboxes(norm: Any, victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+def test_fmn_finds_norms_like_foolboxes(norm: Any, quick_victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
     import foolbox
 
     x, y = right
-    ours = FMN(ThreatModel(norm, 1.0 if norm == "linf" else 8.0), steps=100)(victim, x, y)
+    ours = FMN(ThreatModel(norm, 1.0 if norm == "linf" else 8.0), steps=100)(quick_victim, x, y)
     theirs = (foolbox.attacks.LInfFMNAttack if norm == "linf" else foolbox.attacks.L2FMNAttack)(steps=100)
     torch.manual_seed(0)
-    _, found, success = theirs(foolbox.PyTorchModel(victim, bounds=(0, 1)), x, y, epsilons=None)
+    _, found, success = theirs(foolbox.PyTorchModel(quick_victim, bounds=(0, 1)), x, y, epsilons=None)
     assert ours.success.all()
     distance = ThreatModel(norm, 1.0).distance(found, x)[success]
     assert float(ours.distance.median()) <= 1.1 * float(distance.median())
 
 
-def test_fmn_agrees_with_the_ball(victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
+def test_fmn_agrees_with_the_ball(quick_victim: nn.Module, right: tuple[Tensor, Tensor]) -> None:
     x, y = right
-    free = FMN(ThreatModel("linf", 1.0))(victim, x, y)
-    inside = FMN(ThreatModel("linf", 0.05), stop_inside=True)(victim, x, y)
+    free = FMN(ThreatModel("linf", 1.0))(quick_victim, x, y)
+    inside = FMN(ThreatModel("linf", 0.05), stop_inside=True)(quick_victim, x, y)
     assert (inside.distance <= 0.05 + 1e-6).all()
     assert torch.equal(inside.success, free.distance <= 0.05)
 

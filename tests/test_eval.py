@@ -105,26 +105,26 @@ FEW = Settings(suite="fast", oblivious_steps=15, norm_images=20, check_images=0,
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report(quick_victim: nn.Module) -> Report:
     digits = purify.load_dataset("digits", "test").first(150)
-    defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
+    defended = purify.wrap(quick_victim, "digits-dsae")
     settings = Settings(
         suite="fast", oblivious_steps=20, norm_images=30, check_images=16, check_steps=10, pictures=12, batch_size=150
     )
     return evaluate(defended, digits, None, THREAT, settings=settings, quiet=True)
 
 
-def test_evaluation_by_hand(report: Report, victim: nn.Module, purifier: nn.Module) -> None:
+def test_evaluation_by_hand(report: Report, quick_victim: nn.Module, purifier: nn.Module) -> None:
     """The figures follow from the models by a shorter way."""
     x, y = purify.load_dataset("digits", "test").first(150).batch(slice(None))
     with torch.no_grad():
-        assert report.undefended_clean.right == int((victim(x).argmax(1) == y).sum())
-        assert report.clean.right == int((victim(purifier(x)).argmax(1) == y).sum())
+        assert report.undefended_clean.right == int((quick_victim(x).argmax(1) == y).sum())
+        assert report.clean.right == int((quick_victim(purifier(x)).argmax(1) == y).sum())
     attack = PGD(THREAT, steps=20, early_stop=False)
-    attacked = attack(victim, x, y, generator=torch.Generator().manual_seed(1009)).adversarial
+    attacked = attack(quick_victim, x, y, generator=torch.Generator().manual_seed(1009)).adversarial
     with torch.no_grad():
-        assert report.undefended["PGD"].right == int((victim(attacked).argmax(1) == y).sum())
-        assert report.oblivious["PGD"].right == int((victim(purifier(attacked)).argmax(1) == y).sum())
+        assert report.undefended["PGD"].right == int((quick_victim(attacked).argmax(1) == y).sum())
+        assert report.oblivious["PGD"].right == int((quick_victim(purifier(attacked)).argmax(1) == y).sum())
     lost = report.undefended_clean.right - report.undefended["PGD"].right
     assert report.recovered["PGD"].share == pytest.approx((report.oblivious["PGD"].right - report.undefended["PGD"].right) / lost)
 
@@ -166,17 +166,17 @@ def test_smallest_norm_without_an_exact_gradient_is_the_least_over_all_paths(
     assert not torch.allclose(each[0], found.float())  # the first path alone finds less
 
 
-def test_suites_and_the_judge_agree(report: Report) -> None:
+def test_suites_and_the_judge_agree(report: Report, quick_victim: nn.Module) -> None:
     """``run_suite``, which keeps nothing, breaks as many images, within the noise of other random starts."""
     x, y = purify.load_dataset("digits", "test").first(150).batch(slice(None))
-    defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
+    defended = purify.wrap(quick_victim, "digits-dsae")
     found = run_suite(make_suite("fast", THREAT), defended, x, y, paths=gradient_paths(defended, x[:2]))
     assert abs(float(found.robust.sum()) - report.adaptive.right) <= 5
 
 
 def test_the_judge_and_pyautoattack_agree(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """On the same images, within one of them."""
-    x, threat = digits[0][:60], ThreatModel("linf", 0.04)
+    x, threat = digits[0][:30], ThreatModel("linf", 0.04)
     with torch.no_grad():
         y = toy(x).argmax(1)
     settings = Settings(suite="standard", norm_images=0, check_images=0, pictures=0)
@@ -218,9 +218,9 @@ def test_written_files(report: Report, tmp_path: Path) -> None:
     assert str(report.adaptive) in lines[2]
 
 
-def test_bare_classifier(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_bare_classifier(quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
-    found = evaluate(victim, x, y, THREAT, settings=FEW, quiet=True, name="none")
+    found = evaluate(quick_victim, x, y, THREAT, settings=FEW, quiet=True, name="none")
     assert found.recovered == {}
     assert found.purifier_macs == 0
     assert found.clean.right == found.undefended_clean.right
@@ -231,11 +231,12 @@ def test_bare_classifier(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> No
 def test_a_report_comes_back_from_its_json(report: Report) -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     again = Report.from_dict(plain)
-    assert again.cells() == report.cells()
+    time = COLUMNS.index("ms")  # quotients of rounded times may differ in their last digit
+    assert again.cells()[:time] + again.cells()[time + 1 :] == report.cells()[:time] + report.cells()[time + 1 :]
     assert json.loads(json.dumps(again.to_dict())) == plain
     older = {key: value for key, value in plain.items() if key != "undefended_milliseconds"}  # tables from before it was measured
-    assert "×" in again.cells()[-2]
-    assert "×" not in Report.from_dict(older).cells()[-2]
+    assert "×" in again.cells()[time]
+    assert "×" not in Report.from_dict(older).cells()[time]
 
 
 def test_a_purifier_without_gradient_is_attacked_through_stand_ins(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -272,14 +273,14 @@ def test_same_seed_same_report(toy: nn.Module, digits: tuple[Tensor, Tensor]) ->
     assert not torch.equal(first.per_image["adaptive_margin"], other.per_image["adaptive_margin"])
 
 
-def test_two_defences_on_the_same_images(report: Report, victim: nn.Module) -> None:
+def test_two_defences_on_the_same_images(report: Report, quick_victim: nn.Module) -> None:
     digits = purify.load_dataset("digits", "test").first(150)
-    bare = evaluate(victim, digits, None, THREAT, settings=FEW, quiet=True, name="none")
+    bare = evaluate(quick_victim, digits, None, THREAT, settings=FEW, quiet=True, name="none")
     compared = report.versus(bare)
     gap = report.per_image["worst_share"] - bare.per_image["worst_share"]
     assert (compared.first_only, compared.second_only) == (int((gap > 0).sum()), int((gap < 0).sum()))
     assert compared.higher == (compared.p < 0.05)
-    few = evaluate(victim, digits.first(10), None, THREAT, settings=FEW, quiet=True)
+    few = evaluate(quick_victim, digits.first(10), None, THREAT, settings=FEW, quiet=True)
     with pytest.raises(ValueError, match="not comparable: images"):
         report.versus(few)
 
@@ -296,16 +297,16 @@ def test_mcnemar_by_hand(b: int, c: int) -> None:
 # ---- bad input
 
 
-def test_bad_input(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_bad_input(quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
     with pytest.raises(ValueError, match="empty batch"):
-        evaluate(victim, x[:0], y[:0], THREAT)
+        evaluate(quick_victim, x[:0], y[:0], THREAT)
     with pytest.raises(ValueError, match="no images"):
-        evaluate(victim, purify.load_dataset("digits", "test").first(0), None, THREAT)
+        evaluate(quick_victim, purify.load_dataset("digits", "test").first(0), None, THREAT)
     with pytest.raises(ValueError, match="without labels"):
-        evaluate(victim, x, None, THREAT)
+        evaluate(quick_victim, x, None, THREAT)
     with pytest.raises(ValueError, match="outside|0 … 9"):
-        evaluate(victim, x, y + 1, THREAT, quiet=True)
+        evaluate(quick_victim, x, y + 1, THREAT, quiet=True)
     with pytest.raises(ValueError, match="check_images must be at least 0"):
         Settings(check_images=-1)
 

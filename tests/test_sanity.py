@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, quick_classifier
 from torch import Tensor, nn
 
 import purify
@@ -49,7 +49,7 @@ def _trained_adversarially() -> nn.Module:
 
 
 def _examination(name: str) -> Examination:
-    victim = purify.load_classifier("digits-shufflenet")
+    victim = quick_classifier()
     if name in FAKES:
         model: nn.Module = purify.wrap(victim, FAKES[name]().eval())
     else:
@@ -126,14 +126,14 @@ def test_finite_differences_see_a_wrong_gradient() -> None:
             return x.detach() + (0.3 * x - 0.3 * x.detach())
 
     examination = _examination("no defence")
-    examination.model = purify.wrap(purify.load_classifier("digits-shufflenet"), Wrong().eval())
+    examination.model = purify.wrap(quick_classifier(), Wrong().eval())
     check = run_check("S9", examination)
     assert check.verdict == "fail"
     assert "7.0e-01" in check.words
 
 
 def test_frozen_randomness_is_the_same_at_every_pass() -> None:
-    model = purify.wrap(purify.load_classifier("digits-shufflenet"), RandomResize().eval())
+    model = purify.wrap(quick_classifier(), RandomResize().eval())
     x, _ = purify.load_dataset("digits", "test").first(4).batch(slice(None))
     with torch.no_grad():
         assert not torch.equal(model(x), model(x))
