@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri  # scipy.stats would take two seconds to import
 
 __all__ = ["bootstrap_interval", "wilson_interval"]
 
@@ -23,7 +23,7 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """
     if n < 1 or not -1e-9 <= successes <= n + 1e-9:
         raise ValueError(f"expected 0 to n successes of n ≥ 1 images, got {successes} of {n}")
-    z, share = float(norm.ppf(0.975)), min(max(successes / n, 0.0), 1.0)
+    z, share = float(ndtri(0.975)), min(max(successes / n, 0.0), 1.0)
     centre = share + z * z / (2 * n)
     half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

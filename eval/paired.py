@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import bdtr
 from torch import Tensor
 
 __all__ = ["PairedComparison"]
@@ -46,7 +46,7 @@ class PairedComparison:
             )
         gap = first.double().numpy() - second.double().numpy()
         above, below = int((gap > 0).sum()), int((gap < 0).sum())
-        p = float(binomtest(above, above + below, 0.5).pvalue) if above + below else 1.0
+        p = min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5)))
         return cls(len(gap), above, below, p, float(np.mean(gap)))
 
     @property

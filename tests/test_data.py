@@ -146,7 +146,8 @@ import sys
 import torch
 from torch import nn
 import purify
-from purify.attacks import ThreatModel
+from purify.attacks import PGD, ThreatModel
+from purify.attacks.suite import SUITES, Entry
 from purify.eval import Settings, evaluate
 
 def anonymous():  # kB of memory that no file stands behind
@@ -164,6 +165,7 @@ class Watched(nn.Module):
 torch.manual_seed(0)
 torch.set_num_threads(1)
 test = purify.load_dataset(f"imagefolder:{sys.argv[1]}", "test")
+SUITES["fast"] = "one step", lambda threat, draws: (Entry("PGD-1", PGD(threat, steps=1)),)
 few = Settings(suite="fast", oblivious_steps=1, norm_images=0, check_images=0, pictures=0, batch_size=10)
 evaluate(Watched().eval(), test, None, ThreatModel("linf", 0.01), settings=few, store=sys.argv[2], quiet=True)
 print(len(test), max(Watched.peak, anonymous()))
