@@ -184,6 +184,7 @@ def test_a_classifier_may_learn_from_the_validation_split_too(tmp_path: Path) ->
     assert not [name for name in card.figures if name.startswith("val_")]  # they would be of images that it has learnt
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_purifier_learns(tmp_path: Path) -> None:
     path = run(dataclasses.replace(find_recipe("digits-dsae"), epochs=6, batch_size=64, attack_steps=3), tmp_path)
     figures = read_card(path).figures
