@@ -188,7 +188,7 @@ register(
         dataset="imagefolder:imagenet-750.zip",
         classifiers=("squeezenet1_0",),  # likewise
         architecture=_IMAGENET_DSAE.architecture,
-        epochs=60,
+        epochs=30,
         batch_size=16,
         learning_rate=1e-3,
         window=112,
@@ -200,10 +200,10 @@ register(
         label_weight=0.0,
         agreement_weight=1.0,
         feature_weight=10.0,
-        pixel_weight=500.0,
+        pixel_weight=100.0,
         l1=0.03,
         warm_start="imagenet-dsae",
-        validation_steps=10,
+        validation_steps=5,
         validated=50,
     )
 )

@@ -54,8 +54,9 @@ def main(command: Command) -> None:
             clean = int((model(x).argmax(1) == y).sum())
         started = time.perf_counter()
         result = AutoAttack(threat)(model, x, y, generator=torch.Generator().manual_seed(start))
+        standing = (start + (~result.success).nonzero().flatten()).tolist()
         seconds = round(time.perf_counter() - started, 1)
-        done.append({"first": start, "images": len(x), "clean": clean, "stand": int((~result.success).sum()), "seconds": seconds})
+        done.append({"images": len(x), "clean": clean, "stand": len(standing), "standing": standing, "seconds": seconds})
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(done[-1]) + "\n")
         n, stand = (sum(batch[key] for batch in done) for key in ("images", "stand"))
