@@ -90,6 +90,7 @@ TABLES: dict[str, TableSpec] = {
         data="mnist",
         classifier="mnist-resnet18",
         purifiers=("mnist-dsae",),
+        baselines=(*IN_EVERY_TABLE, "dense"),
         threat=ThreatModel("linf", 0.2),
         images=500,
     ),
