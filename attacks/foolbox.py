@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from purify.attacks.attack import Attack
 from purify.attacks.gradient import Model
+from purify.attacks.input_gradient import input_gradient_only
 from purify.attacks.oracle import Oracle
 from purify.attacks.problem import Problem
 
@@ -79,4 +80,4 @@ class _CountingModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.passes += 1
-        return self.held[0](images)
+        return input_gradient_only(self.held[0], images)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from purify.attacks.attack import Attack
 from purify.attacks.gradient import Model
+from purify.attacks.input_gradient import input_gradient_only
 from purify.attacks.oracle import Oracle
 from purify.attacks.problem import Problem
 
@@ -78,4 +79,4 @@ class _Counter:
 
     def __call__(self, images: Tensor) -> Tensor:
         self.images += len(images)
-        return self.model(images)
+        return input_gradient_only(self.model, images)

@@ -118,6 +118,21 @@ def test_apgd_breaks_what_pyautoattacks_breaks(
     assert abs(found - expected) <= 3
 
 
+@pytest.mark.parametrize(
+    "attack", [AutoAttack(LINF, attacks=("fab-t",)), FoolboxAttack(LINF, name="deepfool")], ids=["fab", "deepfool"]
+)
+def test_other_peoples_attacks_leave_no_gradient_in_the_weights(attack: Attack, digits: tuple[Tensor, Tensor]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = digits[0][:2]
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    before = attack(model.requires_grad_(False), x, y)
+    found = attack(model.requires_grad_(True), x, y)
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(found.adversarial, before.adversarial)
+    assert (found.distance > 0).all()
+
+
 def test_pyautoattack_behind_the_same_call(
     toy: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

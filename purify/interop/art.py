@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from purify.attacks.gradient import Model
+from purify.attacks.input_gradient import input_gradient_only
 from purify.attacks.problem import Problem
 from purify.checkpoint import load
 from purify.interop.borrowed import BorrowedAttack
-from purify.interop.victim import Victim, device_of, input_gradient_only, unchecked
+from purify.interop.victim import Victim, device_of, unchecked
 
 try:
     from art.defences.preprocessor.preprocessor import PreprocessorPyTorch

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from purify.attacks.gradient import Model
+from purify.attacks.input_gradient import input_gradient_only
 from purify.classifier import PurifiedClassifier
 
-__all__ = ["Victim", "device_of", "input_gradient_only", "unchecked"]
+__all__ = ["Victim", "device_of", "unchecked"]
 
 
 def unchecked(model: nn.Module) -> nn.Module:
@@ -35,52 +35,6 @@ def unchecked(model: nn.Module) -> nn.Module:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters are; the processor if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def input_gradient_only(function: Model, images: Tensor) -> Tensor:
-    """function(images), through which gradients reach the images and no parameter.
-
-    ART's and some of torchattacks' attacks call ``backward()``, which would pile up gradients in every parameter on the way.
-
-    Raises (in the backward pass):
-        ValueError: the function cuts the gradient off.
-
-    >>> layer = nn.Linear(2, 1, bias=False)
-    >>> x = torch.ones(1, 2, requires_grad=True)
-    >>> input_gradient_only(layer, x).sum().backward()
-    >>> torch.equal(x.grad, layer.weight), layer.weight.grad is None
-    (True, True)
-    """
-    if torch.is_grad_enabled() and images.requires_grad:
-        out: Tensor = _InputGradient.apply(images, function)
-        return out
-    with torch.no_grad():
-        return function(images)
-
-
-class _InputGradient(torch.autograd.Function):
-    """Runs a graph of its own inside, whose only leaf is the images."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, function: Model) -> Tensor:
-        with torch.enable_grad():
-            ctx.leaf = images.detach().requires_grad_()
-            ctx.out = function(ctx.leaf)
-        result: Tensor = ctx.out.detach()
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        found = None
-        if ctx.out.requires_grad:  # the graph is kept: DeepFool goes back through it once for each class
-            (found,) = torch.autograd.grad(ctx.out, ctx.leaf, gradient, retain_graph=True, allow_unused=True)
-        if found is None:
-            raise ValueError(
-                "no gradient reaches the images (a step of the model is not differentiable, or detaches): give the "
-                "PurifierPreprocessor a surrogate, or use an attack of purify.attacks along bpda(stage, rest)"
-            )
-        return found, None
 
 
 class Victim(nn.Module):
