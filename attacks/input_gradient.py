@@ -15,8 +15,12 @@ __all__ = ["input_gradient_only"]
 def input_gradient_only(function: Model, images: Tensor) -> Tensor:
     """function(images), through which gradients reach the images and no parameter.
 
-    Attacks of foolbox, pyautoattack, ART and torchattacks call ``backward()``, which would also take and pile up the gradients of
-    every weight on the way, at up to twice the time.
+    Attacks of foolbox, pyautoattack, ART and torchattacks call ``backward()``, which would also compute, and pile up, the
+    gradients of every weight on the way.
+
+    Args:
+        function: from images (N, C, H, W) to logits (N, classes), or to images.
+        images: the leaf, or what depends on one; any shape that the function takes.
 
     Raises (in the backward pass):
         ValueError: the function cuts the gradient off.

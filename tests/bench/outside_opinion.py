@@ -5,7 +5,7 @@
 
 Two hours for 100 images of MNIST on one core, so each batch is written as it ends, and the same command goes on after the last
 one. pyautoattack is its own standard version: APGD-CE, targeted APGD and FAB, Square with 5,000 queries, float32. The second
-of the two to be run is held against the first, on the images that both have seen.
+of the two to be run is held against the first after each batch, on the images that both have seen.
 """
 
 from __future__ import annotations
@@ -60,13 +60,19 @@ def standing(batches: list[dict[str, Any]], images: int) -> set[int]:
     return {image for batch in batches for image in batch["standing"] if image < images}
 
 
-def compare(command: Command) -> str:
-    """What both attackers make of the images that both have seen."""
+def summary(command: Command) -> str:
+    """What the attacker left standing so far, and what both did with the images that both have seen."""
+    file, done = command.file(command.attacker), read(command.file(command.attacker))
+    n, clean, stand = (sum(batch[key] for batch in done) for key in ("images", "clean", "stand"))
+    low, high = wilson_interval(stand, n)
+    said = f"{n} images, {clean} right: {stand} stand, {100 * stand / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; {file}"
     seen = {attacker: read(command.file(attacker)) for attacker in get_args(Attacker)}
-    n = min(sum(batch["images"] for batch in batches) for batches in seen.values())
-    theirs, ours = (standing(batches, n) for batches in seen.values())
+    both = min(sum(batch["images"] for batch in batches) for batches in seen.values())
+    if both == 0:
+        return said
+    theirs, ours = (standing(batches, both) for batches in seen.values())
     return (
-        f"the first {n} images: {len(theirs)} stand pyautoattack, {len(ours)} the suite adaptive; "
+        f"{said}\n  of the first {both}, {len(theirs)} stand pyautoattack and {len(ours)} the suite adaptive; "
         f"broken by the suite alone: {sorted(theirs - ours)}, by pyautoattack alone: {sorted(ours - theirs)}"
     )
 
@@ -79,8 +85,9 @@ def main(command: Command) -> None:
     test = purify.load_dataset(data, "test", data_root=command.data_root).first(command.images)
     file = command.file(command.attacker)
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = read(file)
-    for start in range(sum(batch["images"] for batch in done), len(test), command.batch):
+    if file.exists():
+        print(summary(command), flush=True)
+    for start in range(sum(batch["images"] for batch in read(file)), len(test), command.batch):
         x, y = test.batch(slice(start, min(start + command.batch, len(test))))
         with torch.no_grad():
             clean = int((model(x).argmax(1) == y).sum())
@@ -93,16 +100,10 @@ def main(command: Command) -> None:
             )
         left = (start + stands.nonzero().flatten()).tolist()
         seconds = round(time.perf_counter() - started, 1)
-        done.append({"images": len(x), "clean": clean, "stand": len(left), "standing": left, "seconds": seconds})
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(done[-1]) + "\n")
-        n, stand = (sum(batch[key] for batch in done) for key in ("images", "stand"))
-        low, high = wilson_interval(stand, n)
-        print(
-            f"{n} images, {threat}: {stand} stand, {100 * stand / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; {file}",
-            flush=True,
-        )
-    print(compare(command))
+            batch = {"images": len(x), "clean": clean, "stand": len(left), "standing": left, "seconds": seconds}
+            lines.write(json.dumps(batch) + "\n")
+        print(summary(command), flush=True)
 
 
 if __name__ == "__main__":
