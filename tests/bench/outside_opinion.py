@@ -85,7 +85,7 @@ def main(command: Command) -> None:
     test = purify.load_dataset(data, "test", data_root=command.data_root).first(command.images)
     file = command.file(command.attacker)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
+    if read(file):
         print(summary(command), flush=True)
     for start in range(sum(batch["images"] for batch in read(file)), len(test), command.batch):
         x, y = test.batch(slice(start, min(start + command.batch, len(test))))
