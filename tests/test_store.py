@@ -223,7 +223,7 @@ SUITES["adaptive"] = "few steps", lambda threat, draws: (
     Entry("Square", Square(threat, queries=50), along="once"),
 )
 judge.FMN = partial(judge.FMN, steps=10)
-evaluate.Examination = lambda exam=evaluate.Examination, **given: exam(**given | {"steps": 5, "queries": 50, "random_draws": 200})
+evaluate.Examination = lambda exam=evaluate.Examination, **given: exam(**given | {"steps": 5, "queries": 50, "random_draws": 50})
 sys.exit(main(sys.argv[1:]))
 """
 """The command line, with every attack of the suite ``adaptive`` and every check, in a few steps each."""
@@ -231,7 +231,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
     """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
-    command = [sys.executable, "-c", _FEW_STEPS, "evaluate", "--images", "20", "--checks", "3", "--norms", "3", "--quiet"]
+    command = [sys.executable, "-c", _FEW_STEPS, "evaluate", "--images", "20", "--checks", "2", "--norms", "2", "--quiet"]
     command += ["--batch-size", "10", "--out"]
     chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
     broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"
@@ -282,10 +282,10 @@ class Many:
     def __len__(self): return self.n
     def batch(self, indices):
         generator = torch.Generator().manual_seed(int(indices[0]))
-        return torch.rand(len(indices), 1, 28, 28, generator=generator), indices % 10
+        return torch.rand(len(indices), 1, 64, 64, generator=generator), indices % 10
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+model = nn.Sequential(nn.Conv2d(1, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)).eval()
 SUITES["fast"] = "one step", lambda threat, draws: (Entry("PGD-1", PGD(threat, steps=1)),)
 few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=4, batch_size=100)
 evaluate(model, Many(int(sys.argv[1])), None, ThreatModel("linf", 0.01), settings=few, store=sys.argv[2], quiet=True)
@@ -299,6 +299,6 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         n: int(
             subprocess.run([sys.executable, "-c", _MANY, str(n), str(tmp_path / str(n))], check=True, capture_output=True).stdout
         )
-        for n in (1000, 10_000)
+        for n in (300, 3000)
     }
-    assert peaks[10_000] <= 1.2 * peaks[1000], peaks
+    assert peaks[3000] - peaks[300] < 20_000, peaks  # kB; the pictures alone would be 44,000
