@@ -113,6 +113,15 @@ TABLES: dict[str, TableSpec] = {
         images=500,
         recipes="cifar10",
     ),
+    "cifar10-l2": TableSpec(
+        name="cifar10-l2",
+        data="imagefolder:cifar10-jpeg.zip",
+        classifier="cifar10-resnet18",
+        purifiers=("cifar10-dsae", "cifar10-dsae-robust"),
+        threat=ThreatModel("l2", 0.5),
+        images=500,
+        recipes="cifar10",
+    ),
 }
 """The tables that ``purify tables`` makes, by name."""
 

@@ -402,7 +402,7 @@ def test_reference_is_committed_and_agrees_with_itself(name: str) -> None:
     assert markdown_table([Report.from_dict(row) for row in reference["rows"]]) in committed
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10-l2"])
 def test_reference_is_of_what_ships(name: str) -> None:
     """A table of weights that are no longer these would mislead. (MNIST's are older than some words of a DSAE's description, of
     which the fingerprint is made as well.)"""

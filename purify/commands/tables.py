@@ -20,7 +20,7 @@ class TablesCommand(DataOptions):
     those of a classifier and pictures of your own."""
 
     data: tuple[str, ...] = ()
-    """Tables by name; default: all of them (digits, mnist, mnist-0.3, cifar10). With --model one data set, such as
+    """Tables by name; default: all of them (digits, mnist, mnist-0.3, cifar10, cifar10-l2). With --model one data set, such as
     imagefolder:PATH."""
     model: str = ""
     """A classifier of your own: name of a torchvision one, or name or path of a checkpoint."""
