@@ -158,7 +158,7 @@ class DefenceTable:
             f"Oblivious: PGD with {settings.oblivious_steps} steps and FGSM, made on the bare classifier. Adaptive: made "
             f"on purifier and classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient "
             f"paths; worst case: over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of "
-            f"what FMN found, in units of eps. MACs: the purifier's over the classifier's. ms: for an image, both "
+            f"what FMN found, measured as eps is. MACs: the purifier's over the classifier's. ms: for an image, both "
             f"together, in batches of 32, on the machine that measured the row (×: over the classifier alone, in the same run). "
             f"Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}{missing}"
         )
