@@ -40,8 +40,13 @@ class ThreatModel:
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(f"expected an L∞ eps of at most 1 (images lie in [0, 1]), got {self.eps}; write 8 / 255, not 8")
 
+    @property
+    def norm_name(self) -> str:
+        """As it is written in text: L∞, L2 or L1."""
+        return {"linf": "L∞", "l2": "L2", "l1": "L1"}[self.norm]
+
     def __str__(self) -> str:
-        name = {"linf": "L∞", "l2": "L2", "l1": "L1"}[self.norm]
+        name = self.norm_name
         steps = self.eps * 255
         whole = steps > 0 and abs(steps - round(steps)) < 1e-6 and round(steps) < 64
         return f"{name} {round(steps)}/255" if whole and self.norm != "l1" else f"{name} {self.eps:g}"

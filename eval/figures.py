@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "draw_examples", "draw_margins", "save_figures"]
 
-_COLOURS = ("#6b7280", "#0f766e", "#b45309", "#7c3aed", "#be185d", "#1d4ed8")
+_COLOURS = ("#6b7280", "#0f766e", "#b45309", "#7c3aed", "#be185d", "#1d4ed8", "#65a30d", "#0891b2")
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -115,25 +115,35 @@ def draw_margins(table: DefenceTable) -> Figure:
 
 
 def draw_curves(table: DefenceTable) -> Figure:
-    """Accuracy against eps, oblivious on the left and adaptive on the right, with 95 % bands."""
+    """Accuracy against eps, oblivious on the left and adaptive on the right, with 95 % bands. A line for each row: a defence
+    keeps its colour in front of another classifier, where its line is dashed."""
+    rows = [report for report in table.reports if report.curve is not None]
+    defences = list(dict.fromkeys(report.name.partition(", ")[0] for report in rows))
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
-    shown = 0
+    shown, largest = 0, 0.0
     for axis, claim in zip(axes, ("oblivious", "adaptive"), strict=True):
-        for colour, report in zip(_COLOURS, table.reports, strict=False):
-            if report.curve is None or not (accuracies := getattr(report.curve, claim)):
+        for report in rows:
+            assert report.curve is not None
+            accuracies = getattr(report.curve, claim)
+            if not accuracies:
                 continue
+            defence, _, other = report.name.partition(", ")
+            colour = _COLOURS[defences.index(defence) % len(_COLOURS)]
             shown, low, high = accuracies[0].n, [100 * a.low for a in accuracies], [100 * a.high for a in accuracies]
+            largest = max(largest, report.curve.eps[-1])
             line = [100 * a.share for a in accuracies]
-            axis.plot(report.curve.eps, line, color=colour, marker="o", markersize=3, label=report.name)
-            axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.12)
+            style = "--" if other else "-"
+            axis.plot(report.curve.eps, line, color=colour, linestyle=style, marker="o", markersize=3, label=report.name)
+            axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.08, linewidth=0)
         axis.axvline(table.spec.threat.eps, color="black", linewidth=0.8, linestyle=":")
         made_on = "the bare classifier" if claim == "oblivious" else "purifier and classifier"
         axis.set_title(f"{claim}: made on {made_on}", fontsize=9)
-        axis.set_xlabel(f"eps ({table.spec.threat.norm})")
-        axis.set_xlim(0, 4.2 * table.spec.threat.eps)
+        axis.set_xlabel(f"eps, {table.spec.threat.norm_name}; dotted: the table's")
         axis.set_ylim(-2, 102)
+    for axis in axes:
+        axis.set_xlim(0, min(4.2 * table.spec.threat.eps, 1.02 * largest))
     axes[0].set_ylabel("accuracy, %")
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.02))
     figure.suptitle(f"{table.spec.title}: accuracy against eps, n = {shown}", y=1.01)
     return figure
 

@@ -182,7 +182,7 @@ def _curves(axis: Axes, report: Report) -> None:
             low, high = [100 * a.low for a in accuracies], [100 * a.high for a in accuracies]
             axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.15)
     axis.axvline(report.threat.eps, color=INK, linewidth=0.8, linestyle=":")
-    axis.set_xlabel(f"eps ({report.threat.norm}); dotted: this report's")
+    axis.set_xlabel(f"eps, {report.threat.norm_name}; dotted: this report's")
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(-2, 102)
     axis.legend(frameon=False, fontsize=9)

@@ -30,9 +30,11 @@ from purify.eval.baselines import (
     make_baseline,
 )
 from purify.eval.evaluate import gradient_paths
-from purify.eval.figures import save_figures
+from purify.eval.figures import draw_curves, save_figures
+from purify.eval.reference import read_reference
+from purify.eval.report import Report
 from purify.eval.shared import SharedAttacks
-from purify.eval.tables import TABLES, defence_table
+from purify.eval.tables import TABLES, DefenceTable, defence_table
 from purify.training.catalogue import find_recipe
 
 
@@ -253,6 +255,22 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     assert table.reports[1].adaptive == table.reports[4].adaptive  # it is the same classifier under another name
     assert table.markdown().startswith("### two classifiers, L∞")
     assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}
+
+
+@pytest.mark.parametrize("name", ["mnist-0.3", "cifar10-l2"])
+def test_a_figure_has_a_line_for_every_row(name: str) -> None:
+    """More rows than colours, too: none is dropped in silence. The bare classifier has no oblivious line."""
+    reference = read_reference(name)
+    assert reference is not None
+    reports = [Report.from_dict(row) for row in reference["rows"]]
+    oblivious, adaptive = draw_curves(DefenceTable(TABLES[name], reports)).axes
+    assert adaptive.get_legend_handles_labels()[1] == [report.name for report in reports]
+    assert oblivious.get_legend_handles_labels()[1] == [report.name for report in reports if report.recovered]
+    lines = {str(line.get_label()): line for line in adaptive.lines}
+    for row in (report.name for report in reports):
+        defence, _, other = row.partition(", ")
+        assert lines[row].get_color() == lines[defence].get_color()
+        assert lines[row].get_linestyle() == ("--" if other else "-")
 
 
 @pytest.mark.usefixtures("short_attacks", "quick_commands")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def gains_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
-        for colour, one in zip(COLOURS[1:], shown, strict=False):
+        for colour, one in zip(cycle(COLOURS[1:]), shown, strict=False):
             curve = one.gains[0]
             variances = np.array(curve.variances)
             floor = max(float(variances[variances > 0].min()), 1e-9 * float(variances.max()))
@@ -138,7 +139,7 @@ def jacobian_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
-        for colour, one in zip(COLOURS[1:], shown, strict=False):
+        for colour, one in zip(cycle(COLOURS[1:]), shown, strict=False):
             for kind, style in (("clean", "-"), ("attacked", "--")):
                 values = np.mean([s.values for s in one.jacobians[kind]], axis=0)
                 label = one.subject.name if kind == "clean" else None

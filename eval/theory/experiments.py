@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +84,7 @@ def _subspaces(images: Mapping[str, Tensor], settings: TheorySettings) -> Exhibi
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
-        for colour, one in zip(COLOURS[1:], found, strict=False):
+        for colour, one in zip(cycle(COLOURS[1:]), found, strict=False):
             places = np.arange(len(one.losses)) * 100
             axis.plot(places, np.maximum(np.array(one.losses) / one.pca_error - 1, 1e-12), color=colour, label=one.data)
         axis.set_yscale("log")
@@ -159,7 +160,7 @@ def _landscape(settings: TheorySettings) -> Exhibit:
         left.set_xlabel("eigenvalue of the Hessian, smallest first")
         left.set_title(f"λ = {PENALTY}", fontsize=9)
         left.legend(frameon=False, fontsize=7)
-        for colour, one in zip(COLOURS, recoveries, strict=False):
+        for colour, one in zip(cycle(COLOURS), recoveries, strict=False):
             right.hist(one.similarity, bins=np.linspace(0.4, 1, 31).tolist(), color=colour, alpha=0.7, label=f"λ = {one.penalty}")
         right.set_xlabel("mean |cos| to the true atoms")
         right.set_ylabel("random starts")
