@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,21 +15,49 @@ from purify.eval.tables import TABLES
 PAGES = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def reference_rows(name: str) -> list[list[str]]:
+    """The committed table, cell by cell; the first row is its head."""
+    reference = (ROOT / "eval" / "reference" / f"{name}.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in reference.splitlines() if line.startswith("|")]
+    return [lines[0], *lines[2:]]
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """The table again."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_documents_show_the_reference_tables(name: str) -> None:
     """Their tables are the committed reference, line by line; `purify tables --check` holds that against a new run."""
-    reference = (ROOT / "eval" / "reference" / f"{name}.md").read_text(encoding="utf-8")
-    lines = [line for line in reference.splitlines() if line.startswith("|")]
-    figures = read_reference(name)
+    rows, figures = reference_rows(name), read_reference(name)
     assert figures is not None
-    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {row['name']}" for row in figures["rows"]]
-    assert any("\n".join(lines) in page.read_text(encoding="utf-8") for page in PAGES)
+    assert [row[0] for row in rows[1:]] == [row["name"] for row in figures["rows"]]
+    assert as_markdown(rows) in (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["mnist-0.3", "cifar10"])
+def test_the_readme_shows_some_columns_and_every_row(name: str) -> None:
+    rows = reference_rows(name)
+    chosen = ["defence", "clean", "PGD, oblivious", "adaptive", "worst case", "smallest norm", "MACs", "checks"]
+    excerpt = [[row[rows[0].index(column)] for column in chosen] for row in rows]
+    assert as_markdown(excerpt) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page: lower case, letters, digits and hyphens, a hyphen for each space."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page) -> None:  # type: ignore[no-untyped-def]
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
 def test_every_checkpoint_is_shown() -> None:
