@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, evaluate
+from PIL import Image
 
 from purify.checkpoint import list_checkpoints, read_card
+from purify.eval import Settings
 from purify.eval.reference import read_reference
 from purify.eval.tables import TABLES
 
@@ -73,3 +77,21 @@ def test_the_two_commands_stand_on_the_first_screen() -> None:
     first = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:20]
     assert any(line.startswith("make demo") for line in first)
     assert any(line.startswith("make test") for line in first)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python from top to bottom, on fewer images, with short attacks and a ResNet-50 of random weights. Training is left to
+    its own tests."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (300, 200), "orange").save("photo.jpg")
+    quick = {"check_images": 3, "check_steps": 2, "random_draws": 5, "norm_images": 3, "oblivious_steps": 2, "pictures": 1}
+    monkeypatch.setattr(evaluate, "Settings", functools.partial(Settings, **quick))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = [code for code in re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL) if "my-weights" not in code]
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(code.replace("first(40)", "first(5)").replace("resnet50(weights=weights)", "resnet50()"), names)
+    assert names["code"].shape[0] == len(names["result"].success) == names["report"].clean.n == 5
+    assert {path.name for path in tmp_path.iterdir()} >= {"run.sqlite", "report.json", "rows.csv"}
