@@ -17,6 +17,7 @@ from purify.attacks.problem import Problem, hits
 from purify.attacks.result import AttackResult, margin
 from purify.attacks.threat import Norm, ThreatModel
 from purify.images import check_images, check_labels
+from purify.modes import layers_in_training
 
 __all__ = ["Attack"]
 
@@ -63,21 +64,27 @@ class Attack(ABC):
                 without autocast, and images whose claimed breaks are all denied are attacked again without it.
 
         Raises:
-            TypeError, ValueError: images, labels, targets or logits are not what they should be.
+            TypeError, ValueError: images, labels, targets or logits are not what they should be, or images are in half precision.
             RuntimeError: the attack left the threat model (a defect of the attack; no result is given).
 
         Warns:
-            UserWarning: the model is in training mode.
+            UserWarning: the model, or a layer of it that then works otherwise, is in training mode.
         """
         check_images(images)
         check_labels(labels, images)
-        if isinstance(model, nn.Module) and model.training:
+        if images.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"expected images in float32 or float64, got {images.dtype}, in which the ball's edge is a matter of rounding; "
+                f"attack such a model through float32: lambda images: model(images.to({images.dtype})).float()"
+            )
+        if isinstance(model, nn.Module) and (model.training or layers_in_training(model)):
+            where = "" if model.training else f" in {', '.join(layers_in_training(model)[:3])}"
             warnings.warn(
-                "the attacked model is in training mode (batch statistics, dropout): call model.eval() first",
+                f"the attacked model is in training mode (batch statistics, dropout){where}: call model.eval() first",
                 UserWarning,
                 stacklevel=2,
             )
-        images = images.detach()
+        images = images.detach().clamp(0, 1)  # where rounding has left it
         with torch.no_grad():
             logits = model(images)
         _check_logits(logits, images)

@@ -52,12 +52,24 @@ class FoolboxAttack(Attack):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 np.random.seed(seed)  # noqa: NPY002
-                _, found, _ = self._make(foolbox.attacks)(wrapped, problem.images, problem.labels, epsilons=None)
+                found = self._found(self._make(foolbox.attacks), wrapped, problem.images, problem.labels)
         finally:
             np.random.set_state(before)  # noqa: NPY002
         inside = self.threat.distance(found, problem.images) <= self.threat.eps
         oracle.queries += counter.passes
         return torch.where(inside[:, None, None, None], found.clamp(0, 1), problem.images)
+
+    def _found(self, attack: Any, wrapped: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """What foolbox's attack makes of the images (N, C, H, W); those for which HopSkipJump finds no start stay as they are."""
+        try:
+            found: Tensor = attack(wrapped, images, labels, epsilons=None)[1]
+        except ValueError as error:
+            if "init_attack failed" not in str(error):
+                raise
+            if len(images) == 1:
+                return images
+            found = torch.cat([self._found(attack, wrapped, images[i : i + 1], labels[i : i + 1]) for i in range(len(images))])
+        return found
 
     def _make(self, attacks: Any) -> Any:
         linf = self.threat.norm == "linf"

@@ -61,10 +61,10 @@ class Oracle:
             return objective(logits, here.labels, here.aims)
 
         if not self.bfloat16 or late:
-            return self.gradient(here.x, loss)
+            return _usable(self.gradient(here.x, loss))
         with torch.autocast(here.x.device.type, torch.bfloat16):
             step = self.gradient(here.x, loss)
-        return self._confirm(here, objective, step)
+        return self._confirm(here, objective, _usable(step))
 
     @torch.no_grad()
     def _confirm(self, here: Standing, objective: Objective, step: GradientStep) -> GradientStep:
@@ -82,3 +82,8 @@ class Oracle:
 
     def _count(self, rows: Tensor) -> None:
         self.queries.index_add_(0, rows, torch.ones_like(rows))  # rows may repeat
+
+
+def _usable(step: GradientStep) -> GradientStep:
+    """With zeros where the gradient is no number, so that the image is attacked along the rest of it."""
+    return step._replace(gradient=step.gradient.nan_to_num(0.0, 0.0, 0.0))

@@ -78,6 +78,11 @@ class Suite:
     draws: int = 1
     """Of a random defence: gradients are averaged over so many draws (EOT), and verdicts are taken over as many fresh ones."""
 
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.entries]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two entries of the suite are called {' and '.join(sorted(twice))}: give each a name of its own")
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.description}"]
         if self.draws > 1:

@@ -27,7 +27,7 @@ from purify.eval.report import Report
 from purify.eval.sanity import CHECKS, run_check
 from purify.eval.shared import SharedAttacks
 from purify.eval.source import ImageSource, TensorImages, fingerprint_images, fingerprint_model
-from purify.eval.store import RunStore
+from purify.eval.store import RunStore, StoreError
 from purify.versions import library_versions
 
 __all__ = ["Settings", "evaluate", "gradient_paths"]
@@ -126,8 +126,8 @@ def evaluate(
         quiet: no progress bars.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be; no images; a random model with one draw.
-        StoreError: see :class:`purify.eval.store.RunStore`.
+        TypeError, ValueError: images or labels are not what they should be; no images; a random model with one draw; L1.
+        StoreError: see :class:`purify.eval.store.RunStore`; or the model answers otherwise than when the store was begun.
 
     >>> from purify import load_classifier, load_dataset, wrap
     >>> defended = wrap(load_classifier("digits-shufflenet"), "digits-dsae")
@@ -138,6 +138,11 @@ def evaluate(
     ('adaptive', 20)
     """
     settings = settings or Settings()
+    if threat.norm == "l1":
+        raise ValueError(
+            "an evaluation is in L∞ or L2 (FGSM, PGD and FMN, which it needs, have no L1 form here); for L1 use "
+            "run_suite(make_suite('standard', threat), defended, images, labels) of purify.attacks"
+        )
     source = _source(images, labels)
     chosen = suite or make_suite(settings.suite, threat, draws=settings.draws if settings.draws > 1 else None)
     device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
@@ -158,7 +163,7 @@ def evaluate(
         judge = _judge(
             defended, source, threat, opened, settings, chosen.draws, probe, progress, shared or SharedAttacks(limit=0)
         )
-        paths = gradient_paths(defended, probe)
+        paths = gradient_paths(defended, judge.load(torch.arange(min(8, judge.batch_size, len(source))))[0])
         judge.clean()
         judge.oblivious(settings.oblivious_steps)
         judge.adaptive(chosen, paths)
@@ -196,7 +201,9 @@ def _judge(
     if draws == 1:
         check_deterministic(defended, probe)
     with torch.no_grad():
-        classes = int(defended(probe[:1]).shape[1])
+        answers = defended(probe)
+    if draws == 1:
+        _check_same_model(store, answers)
     return Judge(
         model=defended,
         bare=defended.undefended if isinstance(defended, PurifiedClassifier) else defended,
@@ -206,13 +213,26 @@ def _judge(
         draws=draws,
         batch_size=store.settled("batch size", settings.batch_size or min(_AT_MOST, batch_size_from_memory(defended, probe))),
         bfloat16=store.settled("bfloat16", draws == 1 and steps_in_bfloat16(settings.precision, defended, probe)),
+        precision=settings.precision,
         seed=settings.seed,
         pictures=settings.pictures,
         progress=progress,
-        classes=classes,
+        classes=int(answers.shape[1]),
         device=probe.device,
         shared=shared,
     )
+
+
+def _check_same_model(store: RunStore, answers: Tensor) -> None:
+    """The digest of a model holds its layers and weights, not the settings that its ``forward`` may read elsewhere: a run goes on
+    only if the model still says what it said of the first images, up to another processor's rounding."""
+    before = torch.tensor(store.settled("answers", answers.double().cpu().tolist()), dtype=torch.float64)
+    now = answers.double().cpu()
+    if before.shape != now.shape or bool((before - now).abs().max() > 1e-2 * before.abs().max().clamp_min(1e-6)):
+        raise StoreError(
+            f"the model answers otherwise than when {store.path} was begun, though its layers and weights are the same: one of "
+            "its settings is another. Set it back, or give another --store"
+        )
 
 
 def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath], settings: Settings) -> None:
@@ -235,6 +255,8 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
         random_draws=settings.random_draws,
         seed=settings.seed,
         bfloat16=judge.bfloat16,
+        precision=settings.precision,
+        batch_size=judge.batch_size,
     )
     with judge.progress.tasks([*CHECKS, "curve"], "checks") as tasks:
         for task in tasks:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purify.attacks import APGD, Attack, GradientPath, ThreatModel, eot, exact, verdict
 from purify.attacks.gradient import Model
+from purify.attacks.precision import Precision
 
 __all__ = ["Examination", "freeze", "in_float64"]
 
@@ -45,6 +46,10 @@ class Examination:
     seed: int = 0
     bfloat16: bool = False
     """Gradient steps under autocast."""
+    precision: Precision = "auto"
+    """Of the attacks on the bare classifier."""
+    batch_size: int | None = None
+    """Images attacked at once; None: all of them."""
     progress: Callable[[str], None] | None = None
     """Told what is being measured."""
     _done: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -71,10 +76,17 @@ class Examination:
 
     def clean(self) -> Tensor:
         """Shares on the untouched images."""
-        return self._once("clean", lambda: verdict(self.model, self.images, self.labels, self.draws)[0].double().mean(0))
+        return self._once("clean", lambda: self._shares(self.model, self.images, self.draws))
 
     def under(
-        self, attack: Attack, path: str = "exact", *, bare: bool = False, draws: int | None = None, again: int = 0
+        self,
+        attack: Attack,
+        path: str = "exact",
+        *,
+        bare: bool = False,
+        draws: int | None = None,
+        verdicts: int | None = None,
+        again: int = 0,
     ) -> Tensor:
         """Shares under an attack.
 
@@ -83,10 +95,12 @@ class Examination:
             path: a name of ``paths``, or ``exact``; a model that cuts its gradient off stands as it is along the exact one.
             bare: attack the classifier without the defence instead.
             draws: for the attacker's gradient; None: those of the examination.
+            verdicts: draws over which the share is taken; None: those of the examination.
             again: another number gives another random start.
         """
         average = self.draws if draws is None else draws
-        key = f"{attack}|{path}|{bare}|{average}|{again}"
+        scored = 1 if bare else self.draws if verdicts is None else verdicts
+        key = f"{attack}|{path}|{bare}|{average}|{again}" + ("" if verdicts is None else f"|{verdicts}")
 
         def measure() -> Tensor:
             model = self.bare if bare else self.model
@@ -95,16 +109,20 @@ class Examination:
                 return self.clean()
             gradient = self.paths[path] if path in self.paths and not bare else exact(model)
             generator = torch.Generator(device=self.images.device)
-            result = attack(
-                model,
-                self.images,
-                self.labels,
-                generator=generator.manual_seed(self.seed * 1_000_003 + zlib.crc32(key.encode())),
-                gradient=gradient if average == 1 else eot(gradient, average),
-                precision="bfloat16" if self.bfloat16 and average == 1 else "float32",
-            )
-            self.farthest = max(self.farthest, float(result.distance.max()) / max(attack.threat.eps, 1e-12))
-            right = verdict(model, result.adversarial, self.labels, 1 if bare else self.draws)[0].double().mean(0)
+            generator.manual_seed(self.seed * 1_000_003 + zlib.crc32(key.encode()))
+            found = []
+            for rows in self.batches():
+                result = attack(
+                    model,
+                    self.images[rows],
+                    self.labels[rows],
+                    generator=generator,
+                    gradient=gradient if average == 1 else eot(gradient, average),
+                    precision="bfloat16" if self.bfloat16 and average == 1 else "float32",
+                )
+                self.farthest = max(self.farthest, float(result.distance.max()) / max(attack.threat.eps, 1e-12))
+                found.append(result.adversarial)
+            right = self._shares(model, torch.cat(found), scored)
             return torch.minimum(right, self.clean()) if not bare and self.draws == 1 else right
 
         return self._once(key, measure)
@@ -115,14 +133,29 @@ class Examination:
         def measure() -> Tensor:
             assert self.bare is not None
             generator = torch.Generator(device=self.images.device).manual_seed(self.seed)
-            result = attack(self.bare, self.images, self.labels, generator=generator)
-            return verdict(self.model, result.adversarial, self.labels, self.draws)[0].double().mean(0)
+            found = [
+                attack(self.bare, self.images[rows], self.labels[rows], generator=generator, precision=self.precision).adversarial
+                for rows in self.batches()
+            ]
+            return self._shares(self.model, torch.cat(found), self.draws)
 
         return self._once(f"{attack}|transferred", measure)
 
     def worst(self, eps: float | None = None) -> Tensor:
-        """Lowest share of each image over all gradient paths, by :meth:`attack` at ``eps``."""
-        return torch.stack([self.clean(), *(self.under(self.attack(eps), path) for path in self.paths)]).amin(0)
+        """Lowest share of each image over all gradient paths, by :meth:`attack` at ``eps``. Of a random defence those along the
+        path that is lowest in the mean: the lowest of several noisy shares of an image would be too low."""
+        shares = torch.stack([self.clean(), *(self.under(self.attack(eps), path) for path in self.paths)])
+        return shares.amin(0) if self.draws == 1 else shares[int(shares.mean(1).argmin())]
+
+    def batches(self) -> list[slice]:
+        """Parts of the images that are attacked at once."""
+        size = self.batch_size or len(self.images)
+        return [slice(start, start + size) for start in range(0, len(self.images), size)]
+
+    def _shares(self, model: Model, images: Tensor, draws: int) -> Tensor:
+        """Of ``draws`` passes those in which each image is classified rightly, (n,)."""
+        found = [verdict(model, images[rows], self.labels[rows], draws)[0].double().mean(0) for rows in self.batches()]
+        return torch.cat(found)
 
     def _once(self, key: str, measure: Callable[[], Tensor]) -> Tensor:
         if key not in self._done:
@@ -157,6 +190,15 @@ def freeze(model: Model, seed: int = 0) -> Model:
     return frozen
 
 
-def in_float64(model: Model) -> Model | None:
-    """A copy that computes in float64; None for functions, whose weights cannot be reached."""
-    return copy.deepcopy(model).double() if isinstance(model, nn.Module) else None
+def in_float64(model: Model, images: Tensor) -> Model | None:
+    """A copy that computes in float64, tried on ``images`` (n, C, H, W); None for functions, whose weights cannot be reached, and
+    for modules that cannot be copied or hold values in float32 that are no part of their state."""
+    if not isinstance(model, nn.Module):
+        return None
+    try:
+        precise = copy.deepcopy(model).double()
+        with torch.no_grad():
+            precise(images.double())
+    except (RuntimeError, TypeError):
+        return None
+    return precise

@@ -29,8 +29,11 @@ def gallery(judge: Judge, defended: nn.Module, images: Tensor, labels: Tensor) -
     if not index:
         return []
     x, y = images[index], labels[index]
-    attack = PGD(judge.threat, early_stop=False)
-    attacked = attack(judge.bare, x, y, generator=torch.Generator(device=x.device).manual_seed(judge.seed)).adversarial
+    attack, generator = PGD(judge.threat, early_stop=False), torch.Generator(device=x.device).manual_seed(judge.seed)
+    batches = [slice(start, start + judge.batch_size) for start in range(0, len(x), judge.batch_size)]
+    attacked = torch.cat(
+        [attack(judge.bare, x[b], y[b], generator=generator, precision=judge.precision).adversarial for b in batches]
+    )
     kept = judge.store.pictures((x.shape[1], x.shape[2], x.shape[3]), index)
     worst = torch.stack([kept.get(number, x[row].cpu()) for row, number in enumerate(index)]).to(x)
     fallen: set[int] = set()
@@ -39,12 +42,12 @@ def gallery(judge: Judge, defended: nn.Module, images: Tensor, labels: Tensor) -
             fallen |= judge.store.fallen(stage)
     entries = []
     views = {"clean": x, "oblivious": attacked, "adaptive": worst}
+    purify = defended.purify if isinstance(defended, PurifiedClassifier) else lambda view: view
     with torch.no_grad():
-        purified = {
-            name: defended.purify(view) if isinstance(defended, PurifiedClassifier) else view for name, view in views.items()
-        }
-        bare = {name: judge.bare(view) for name, view in views.items()}
-        own = {name: judge.model(view) for name, view in views.items()}
+        purified, bare, own = (
+            {name: torch.cat([function(view[b]) for b in batches]) for name, view in views.items()}
+            for function in (purify, judge.bare, judge.model)
+        )
     for row, number in enumerate(index):
         right = {name: int(own[name][row].argmax()) == int(y[row]) for name in views}
         tags = ["wrong when clean"] if not right["clean"] else ["broken" if number in fallen else "stands"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purify.attacks import FGSM, FMN, PGD, Attack, GradientPath, Suite, ThreatModel, eot, verdict
 from purify.attacks.gradient import Model
+from purify.attacks.precision import Precision
 from purify.attacks.result import AttackResult
 from purify.attacks.suite import suited
 from purify.eval.progress import Progress
@@ -50,6 +51,8 @@ class Judge:
     batch_size: int
     bfloat16: bool
     """Gradient steps under autocast."""
+    precision: Precision
+    """Of the attacks on the bare classifier."""
     seed: int
     pictures: int
     """For so many images, the first ones, the worst attacked image is kept (of a random defence for all, for its verdict)."""
@@ -159,7 +162,9 @@ class Judge:
         images, labels = self.load(rows)
         generator = self._generator(number, first, images.device)
         key = (str(attack), self.seed, first, tuple(rows.tolist()))
-        return self.shared.get(key, lambda: attack(self.bare, images, labels, generator=generator)), labels
+        return self.shared.get(
+            key, lambda: attack(self.bare, images, labels, generator=generator, precision=self.precision)
+        ), labels
 
     def _attack(
         self,

@@ -44,7 +44,7 @@ class PairedComparison:
             raise ValueError(
                 f"expected one value for each of the same images, got {tuple(first.shape)} and {tuple(second.shape)}"
             )
-        gap = first.double().numpy() - second.double().numpy()
+        gap = first.double().cpu().numpy() - second.double().cpu().numpy()
         above, below = int((gap > 0).sum()), int((gap < 0).sum())
         p = min(1.0, 2 * float(bdtr(min(above, below), above + below, 0.5)))
         return cls(len(gap), above, below, p, float(np.mean(gap)))

@@ -66,6 +66,6 @@ def _shares(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     found |= {f"{attack}, oblivious": value for attack, value in row["oblivious"].items()}
     shares = {name: (a["right"] / a["n"], a["low"], a["high"]) for name, a in found.items()}
     for attack, value in row["recovered"].items():
-        if value["share"] is not None:
+        if None not in (value["share"], value["low"], value["high"]):  # an attack that took next to nothing leaves no interval
             shares[f"recovered from {attack}"] = (value["share"], value["low"], value["high"])
     return shares

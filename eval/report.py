@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from purify.eval.paired import PairedComparison
 from purify.eval.plain import from_plain, to_plain
 from purify.eval.recovery import Accuracy, Recovery
 from purify.eval.sanity import Check, check_line
-from purify.eval.store import RunStore, StageRecord
+from purify.eval.store import RunStore, StageRecord, Trial
 
 __all__ = ["COLUMNS", "Report", "markdown_table"]
 
@@ -223,7 +224,10 @@ def _read(store: RunStore) -> Report:
         lowest[numbers] = torch.fmin(lowest[numbers], margins)
     if draws > 1:
         robust, lowest = share(stages["verdict"]), margin(stages["verdict"])
-    worst = torch.stack([robust, *(share(stage) for stage in own.values())]).amin(0)
+    robust[list(store.errors())] = 0  # also where only the bare classifier says nothing
+    shares = torch.stack([robust, *(share(stage) for stage in own.values())])
+    # of several noisy shares of an image the least would be too low: a random defence has the column that is lowest in the mean
+    worst = shares.amin(0) if draws == 1 else shares[int(shares.mean(1).argmin())]
     how = f"suite {configuration['suite'].partition(':')[0]}, {len(adaptive)} stages, per-image minimum"
     norms = _norms(store, [stage for stage in stages.values() if stage.claim == "norm"], n)
     per_image = {
@@ -285,13 +289,16 @@ def _spread(store: RunStore, stage: StageRecord, n: int, which: int, *, missing:
 
 
 def _norms(store: RunStore, stages: Sequence[StageRecord], n: int) -> Tensor:
-    """Distance of the nearest adversarial image that any stage found, 0 for images that are misclassified as they are; NaN where
-    none was found or nothing was measured."""
+    """Distance of the nearest adversarial image that any stage found, misclassified in at least half of the draws; 0 for images
+    that are misclassified as they are; NaN where none was found or nothing was measured."""
     values = torch.full((n,), float("nan"), dtype=torch.float64)
     for stage in stages:
+        trials: defaultdict[tuple[int, int], list[Trial]] = defaultdict(list)
         for trial in store.trials(stage):
-            if not trial.correct:
-                values[trial.image] = torch.fmin(values[trial.image], torch.tensor(trial.distance, dtype=torch.float64))
+            trials[trial.image, trial.restart].append(trial)
+        for (image, _), draws in trials.items():
+            if 2 * sum(trial.correct for trial in draws) <= len(draws):
+                values[image] = torch.fmin(values[image], torch.tensor(draws[0].distance, dtype=torch.float64))
     return values
 
 

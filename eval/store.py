@@ -132,8 +132,10 @@ class RunStore:
             if configuration is None:
                 raise StoreError(f"{self.path} is not a run of purify")
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-            self._set("configuration", configuration)
+            # all at once: a file without its configuration could not be gone on with
+            value = json.dumps(configuration).replace("'", "''")
+            begin = f"INSERT INTO meta VALUES ('configuration', '{value}');"
+            self._connection.executescript(f"BEGIN; {_SCHEMA} {begin} PRAGMA user_version = {FORMAT}; COMMIT;")
             return
         damage = self._connection.execute("PRAGMA quick_check").fetchone()[0]
         if damage != "ok":

@@ -60,6 +60,12 @@ class TableSpec:
     own, bare and behind each purifier."""
     settings: Settings = field(default_factory=Settings)
 
+    def __post_init__(self) -> None:
+        if twice := {name for name in self.row_names if self.row_names.count(name) > 1}:
+            raise ValueError(
+                f"two rows would be called {' and '.join(sorted(twice))}: rows bear the names of the files; rename one of them"
+            )
+
     @property
     def title(self) -> str:
         """What the table is called."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -32,7 +32,11 @@ __all__ = [
     "save",
 ]
 
+Kind = Literal["purifier", "classifier", "denoiser"]
 FOLDER = Path(__file__).resolve().parent / "checkpoints"
+
+
+_Config = TypeVar("_Config")
 
 
 class CheckpointError(ValueError):
@@ -44,7 +48,7 @@ class Card:
     """What is written beside the weights."""
 
     name: str
-    kind: Literal["purifier", "classifier", "denoiser"]
+    kind: Kind
     architecture: dict[str, Any]
     """Fields of ``DSAEConfig``, ``ClassifierConfig`` or ``DenoiserConfig``."""
     image_shape: tuple[int, int, int]
@@ -108,6 +112,8 @@ def read_card(name: str | Path) -> Card:
     path = _locate(name).with_suffix(".json")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or fields.get("kind") not in get_args(Kind):
+            raise CheckpointError(f"the card {path} is of no kind that is known here: {', '.join(get_args(Kind))}")
         for key in ("image_shape", "mean", "std"):
             fields[key] = tuple(fields.get(key, ()))
         return Card(**fields)
@@ -131,7 +137,7 @@ def load(name: str | Path) -> DenoisingSparseAutoencoder:
     torch.Size([2, 1, 8, 8])
     """
     card = _card_of_kind(name, "purifier")
-    purifier = DenoisingSparseAutoencoder(DSAEConfig(**card.architecture))
+    purifier = DenoisingSparseAutoencoder(_architecture(DSAEConfig, card, name))
     _fill(purifier, name, card)
     return purifier.eval()
 
@@ -146,7 +152,7 @@ def load_denoiser(name: str | Path) -> nn.Module:
         CheckpointError: as for :func:`load`.
     """
     card = _card_of_kind(name, "denoiser")
-    denoiser = build_denoiser(DenoiserConfig(**card.architecture))
+    denoiser = build_denoiser(_architecture(DenoiserConfig, card, name))
     _fill(denoiser, name, card)
     return denoiser.eval()
 
@@ -161,7 +167,7 @@ def load_classifier(name: str | Path) -> NormalizedClassifier:
         CheckpointError: as for :func:`load`.
     """
     card = _card_of_kind(name, "classifier")
-    model = build_classifier(ClassifierConfig(**card.architecture))
+    model = build_classifier(_architecture(ClassifierConfig, card, name))
     _fill(model, name, card)
     classifier = NormalizedClassifier(model, Normalize(card.mean, card.std) if card.mean else None)
     return classifier.to(memory_format=torch.channels_last).eval()  # a tenth faster on a processor
@@ -199,10 +205,19 @@ def _card_of_kind(name: str | Path, kind: str) -> Card:
     return card
 
 
+def _architecture(config: Callable[..., _Config], card: Card, name: str | Path) -> _Config:
+    try:
+        return config(**card.architecture)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the card of {name} describes no architecture that this version knows ({error}): is purify older than it?"
+        ) from error
+
+
 def _locate(name: str | Path) -> Path:
     """Path of the safetensors file."""
     path = Path(name)
-    if path.suffix == ".safetensors" or path.exists():
+    if path.suffix == ".safetensors" or path.is_file():  # a folder of a checkpoint's name does not hide it
         if not path.is_file():
             raise CheckpointError(f"no checkpoint file {path}")
         return path

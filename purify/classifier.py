@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from purify.checkpoint import load
 from purify.images import check_images
+from purify.modes import layers_in_training
 from purify.normalization import Normalize, NormalizedClassifier, built_in_normalisation
 from purify.preprocessing import Picture, Preprocessing, preprocessing_of
 
@@ -40,6 +42,13 @@ class PurifiedClassifier(nn.Module):
         if model.training:
             warnings.warn(
                 "the wrapped model is in training mode (batch statistics, dropout): call model.eval() before an evaluation",
+                UserWarning,
+                stacklevel=3,
+            )
+        elif layers := layers_in_training(self):
+            warnings.warn(
+                f"these layers are in training mode (batch statistics, dropout): {', '.join(layers[:3])}; call eval() on what "
+                "you wrap before an evaluation",
                 UserWarning,
                 stacklevel=3,
             )
@@ -107,7 +116,7 @@ class PurifiedClassifier(nn.Module):
 
 def wrap(
     model: nn.Module,
-    purifier: nn.Module | str,
+    purifier: nn.Module | str | Path,
     *,
     weights: Any = None,
     mean: Sequence[float] | None = None,
@@ -121,7 +130,8 @@ def wrap(
     Args:
         model: any classifier that gives logits, or an object with ``.logits`` (transformers). Its normalisation comes from
             ``weights``, or ``mean`` and ``std``, or is inside it already.
-        purifier: any module from images to images of the same shape, or the name or path of a checkpoint.
+        purifier: any module from images to images of the same shape, or the name or path of a checkpoint, which is then put on
+            the model's device and takes its precision.
         weights: where normalisation and :meth:`PurifiedClassifier.preprocess` come from. For torchvision a member of a weights
             enum, or its full name such as ``"ResNet50_Weights.DEFAULT"``; for timm ``model.pretrained_cfg``; for transformers
             the image processor.
@@ -142,8 +152,12 @@ def wrap(
     >>> defended(torch.rand(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    if isinstance(purifier, str):
+    if isinstance(purifier, (str, Path)):
         purifier = load(purifier)
+        if (own := next((p for p in model.parameters() if p.is_floating_point()), None)) is not None:
+            purifier = purifier.to(own.device, own.dtype)
+    if not isinstance(purifier, nn.Module):
+        raise TypeError(f"expected a purifier as a module, or as the name or path of a checkpoint, got {type(purifier).__name__}")
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
     if weights is not None and mean is not None:

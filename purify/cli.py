@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (
         ValueError,
         CheckpointError,
-        FileNotFoundError,
+        OSError,  # no such file, no right to write there, a full disk
         FloatingPointError,
         ModuleNotFoundError,
     ) as error:  # meant for people: no traceback

@@ -102,7 +102,8 @@ def cache_folder() -> Path:
 def split_indices(labels: Tensor, shares: Sequence[float], seed: int = SPLIT_SEED) -> list[Tensor]:
     """Cut 0 … N − 1 into disjoint parts, each holding its share of every class; what is left over joins the last part.
 
-    Where some class has fewer members than there are parts, the cut is made through all images at once.
+    Where some class has fewer members than there are parts, or so few that a part would come out empty, the cut is made
+    through all images at once.
 
     Args:
         labels: (N,).
@@ -118,11 +119,13 @@ def split_indices(labels: Tensor, shares: Sequence[float], seed: int = SPLIT_SEE
     parts: list[list[Tensor]] = [[] for _ in shares]
     found, counts = torch.unique(labels, return_counts=True)
     strata = [(labels == label).nonzero().flatten() for label in found]
-    if int(counts.min()) < len(shares):
+    ends_of = [[0, *(round(float(c) * int(n)) for c in np.cumsum(shares)[:-1]), int(n)] for n in counts]
+    empty = any(share > 0 and all(ends[i] == ends[i + 1] for ends in ends_of) for i, share in enumerate(shares))
+    if int(counts.min()) < len(shares) or empty:
         strata = [torch.arange(len(labels))]
-    for members in strata:
+        ends_of = [[0, *(round(float(c) * len(labels)) for c in np.cumsum(shares)[:-1]), len(labels)]]
+    for members, ends in zip(strata, ends_of, strict=True):
         members = members[torch.randperm(len(members), generator=generator)]
-        ends = [0, *(round(float(c) * len(members)) for c in np.cumsum(shares)[:-1]), len(members)]
         for part, start, end in zip(parts, ends, ends[1:], strict=False):
             part.append(members[start:end])
     joined = [torch.cat(part) for part in parts]
@@ -233,6 +236,13 @@ def _torchvision(name: str, split: Split, data_root: str | Path | None, download
     return ImageSet(name, split, pixels, labels, tuple(part.classes))
 
 
+def _class_names(path: Path) -> list[str]:
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the class list {path} names {', '.join(twice[:5])} more than once")
+    return names
+
+
 def _image_folder(
     name: str,
     split: Split,
@@ -246,7 +256,7 @@ def _image_folder(
     source = next((place for place in places if place.exists()), None)
     if source is None:
         raise DataNotFoundError(f"{name} is not here (looked for: {', '.join(map(str, places))})")
-    names = None if class_list is None else Path(class_list).read_text(encoding="utf-8").split()
+    names = None if class_list is None else _class_names(Path(class_list))
     pool = read_image_folder(source, cache_folder() / "decoded", size=size, resize=resize, class_list=names)
     if pool.parts == {""}:
         chosen = _cut(pool.labels, split, _FOLDER_SHARES)

@@ -74,13 +74,14 @@ def fit(
         mean: see ``weights``.
         std: see ``weights``.
         eps: L∞ radius of the attacks to learn from and to be measured by; None: 0.2 for grey images, 8/255 for coloured ones.
-        epochs: passes through the images; None: so many that the optimiser takes 1,500 steps.
+        epochs: passes through the images; None: so many that the optimiser takes 1,500 steps, 3,000 above 64 pixels.
         folder: of the run and the checkpoint.
         seed: of all randomness.
         quiet: neither progress bar nor table.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be, or the folder holds a run with other settings.
+        TypeError, ValueError: images or labels are not what they should be, or too few; or the folder holds a run with other
+            settings, pictures or another classifier.
 
     >>> import purify, tempfile
     >>> images, labels = purify.load_dataset("digits", "train").first(300).batch(slice(None))
@@ -132,6 +133,12 @@ def fit_to(
         tested: how many test images the table takes.
         quiet: see :func:`fit`.
     """
+    if empty := [part.split for part in (training, validation, test) if len(part) == 0]:
+        count = len(training) + len(validation) + len(test)
+        raise ValueError(
+            f"{count} images are too few: nothing is left for {' and '.join(empty)} (train, val, test are {_SHARES[0]:.0%}, "
+            f"{_SHARES[1]:.0%} and {_SHARES[2]:.0%} of images without such parts)"
+        )
     recipe = suggest_recipe(training, eps=eps, epochs=epochs, seed=seed)
     if recipe.window and not _takes(classifier, training.image_shape[0], recipe.window):
         recipe = replace(recipe, window=0)

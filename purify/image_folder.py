@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _PARTS = ("train", "val", "test")
+_MEANT = {"training", "testing", "valid", "validation", "dev", "eval"}
+"""What others call them."""
 _READER = 2
 """Changes when the same file would be decoded otherwise, so that no older cache is taken for it."""
 
@@ -61,7 +64,8 @@ def read_image_folder(
 
     Labels follow the alphabetical order of the class folders, or the order of ``class_list``. Pictures of any kind are read as
     :func:`purify.picture.read_picture` says; where all of them are grey, the images have one channel, else three.
-    A file that cannot be read is named in a warning, skipped and listed in the result.
+    A file that cannot be read is named in a warning, skipped and listed in the result. One folder with everything in it, as zips
+    often have, is looked into; hidden files are left out.
 
     Args:
         source: the folder or the zip.
@@ -71,8 +75,8 @@ def read_image_folder(
         class_list: class folders in label order.
 
     Raises:
-        ValueError: no image at all, images of several sizes without ``size``, a ``resize`` below ``size``, or a class folder not
-            in ``class_list``.
+        ValueError: no image at all, images of several sizes without ``size``, a ``resize`` below ``size``, a class folder not in
+            ``class_list``, or parts of other names (``valid``, ``training`` …).
     """
     if resize is not None and (size is None or resize < size):
         raise ValueError(f"expected a size to crop to, and a resize of at least that, got size {size}, resize {resize}")
@@ -97,11 +101,9 @@ def _read(
     class_list: Sequence[str] | None,
 ) -> ImagePool:
     """``entries``: name of each file, and what changes with its content."""
-    files = sorted(n for n in entries if Path(n).suffix.lower() in _SUFFIXES and len(Path(n).parts) >= 2)
-    if not files:
-        raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
-    nested = any(Path(n).parts[0] in _PARTS and len(Path(n).parts) >= 3 for n in files)
-    found = sorted({Path(n).parts[1 if nested else 0] for n in files})
+    files, top, others = _images(source, entries)
+    nested = any(Path(n).parts[top] in _PARTS for n in files)
+    found = sorted({Path(n).parts[top + nested] for n in files})
     classes = tuple(class_list) if class_list is not None else tuple(found)
     unknown = [c for c in found if c not in classes]
     if unknown:
@@ -116,11 +118,36 @@ def _read(
     labels = {c: i for i, c in enumerate(classes)}
     return ImagePool(
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if index["grey"] else 3],
-        labels=torch.tensor([labels[Path(n).parts[1 if nested else 0]] for n in index["kept"]]),
-        part_of=tuple(Path(n).parts[0] if nested else "" for n in index["kept"]),
+        labels=torch.tensor([labels[Path(n).parts[top + nested]] for n in index["kept"]]),
+        part_of=tuple(Path(n).parts[top] if nested else "" for n in index["kept"]),
         classes=classes,
-        skipped=tuple(index["skipped"]),
+        skipped=(*index["skipped"], *others),
     )
+
+
+def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[str]]:
+    """The pictures in class folders, in order; how many folders lie above classes and parts; and the pictures that lie elsewhere.
+
+    A zip often holds one folder with everything in it, and a Mac's also pictures' shadows.
+    """
+    pictures = {n: Path(n).parts for n in sorted(names) if Path(n).suffix.lower() in _SUFFIXES}
+    pictures = {n: parts for n, parts in pictures.items() if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
+    files, top = [n for n, parts in pictures.items() if len(parts) >= 2], 0
+    if not files:
+        raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
+    while len({pictures[n][top] for n in files}) == 1 and pictures[files[0]][top] not in _PARTS:
+        if any(len(pictures[n]) < top + 3 for n in files):
+            break  # it is a class, the only one
+        top += 1
+    if meant := sorted({p for n in files if len(pictures[n]) >= top + 3 and (p := pictures[n][top]).lower() in _MEANT}):
+        raise ValueError(f"{source} has the parts {', '.join(meant)}; call them {', '.join(_PARTS)}")
+    if not any(pictures[n][top] in _PARTS and len(pictures[n]) >= top + 3 for n in files):
+        return files, top, []
+    inside = [n for n in files if pictures[n][top] in _PARTS and len(pictures[n]) >= top + 3]
+    others = [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if n not in set(inside)]
+    for line in others:
+        logger.warning("left out of %s: %s", source, line)
+    return inside, top, others
 
 
 def _decode_all(
@@ -138,7 +165,7 @@ def _decode_all(
             for name in tqdm(files, desc=f"reading {source.name}", unit="image", disable=None, leave=False):
                 try:
                     picture = _decode(read(name), size, resize)
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # the last three: a zip's
                     skipped.append(f"{name}: {error}")
                     logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
                     continue

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,16 +58,23 @@ def load_torchvision(model: str, weights: str | Path) -> NormalizedClassifier:
 
 def _from_file(model: str, path: Path) -> nn.Module:
     safe = path.suffix == ".safetensors"
-    state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict: expected names and tensors")
     classes = _classes(model, state)
     network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **_options(model, classes))
     expected = network.state_dict()
-    lacking = [n for n, v in expected.items() if not n.startswith(_AUXILIARY) and (n not in state or state[n].shape != v.shape)]
+    needed = {n: v for n, v in expected.items() if not n.startswith(_AUXILIARY) and not n.endswith("num_batches_tracked")}
+    lacking = [n for n, v in needed.items() if n not in state or state[n].shape != v.shape]
     if lacking:
         more = f", nor {len(lacking) - 1} others" if len(lacking) > 1 else ""
         raise ValueError(f"{path} does not hold the weights of {model}: it has no {lacking[0]} of its shape{more}")
+    if surplus := [n for n in state if n not in expected and not n.startswith(_AUXILIARY)]:
+        more = f" and {len(surplus) - 1} others" if len(surplus) > 1 else ""
+        raise ValueError(f"{path} holds the weights of another model than {model}, which has no {surplus[0]}{more}")
     for name in expected:  # filled in place: some models read versions from the dictionary itself
         if name in state:
             expected[name] = state[name].float() if state[name].is_floating_point() else state[name]

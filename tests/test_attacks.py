@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from purify.attacks import APGD, FGSM, PGD, Attack, ThreatModel, bpda, exact
+import purify
+from purify.attacks import APGD, FGSM, FMN, PGD, Attack, ThreatModel, bpda, exact
 from purify.attacks.objective import make_objective
 from purify.attacks.problem import Problem
 from purify.attacks.result import margin
@@ -406,3 +407,36 @@ def test_problem_part() -> None:
     assert rows.labels.tolist() == [2, 0]
     assert rows.targets is not None
     assert rows.targets.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(ThreatModel("l2", 0.3), steps=4), *(a(ThreatModel("linf", 0.3), steps=4) for a in (FMN, APGD))]
+)
+def test_a_gradient_that_is_no_number_is_no_obstacle(attack: Attack, toy: nn.Module) -> None:
+    """The standard deviation of a flat picture has none, though the logits are finite."""
+
+    def model(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits + images.flatten(1).var(1, unbiased=False).sqrt()[:, None]
+
+    x = torch.cat([torch.full((1, 1, 8, 8), 0.5), torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))])
+    assert bool(torch.isfinite(attack(model, x, model(x).argmax(1)).adversarial).all())
+
+
+def test_rounding_is_taken_away_and_half_precision_is_refused(toy: nn.Module) -> None:
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = 1.00005
+    wrong = (toy(x).argmax(1) + 1) % 10
+    assert float(PGD(ThreatModel("linf", 0.1), steps=2)(toy, x, wrong).adversarial.max()) <= 1
+    with pytest.raises(TypeError, match=r"in float32 or float64, got torch.bfloat16.*images.to\(torch.bfloat16\)"):
+        PGD(ThreatModel("linf", 0.1))(toy, x.bfloat16(), wrong)
+
+
+def test_a_layer_left_in_training_mode_is_named(toy: nn.Module) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), toy).eval()
+    model[0].train()
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=r"training mode \(batch statistics, dropout\) in 0"):
+        PGD(ThreatModel("linf", 0.1), steps=1)(model, x, torch.zeros(2, dtype=torch.long))
+    with pytest.warns(UserWarning, match="these layers are in training mode.*: purifier; call eval"):
+        purify.wrap(toy, nn.BatchNorm2d(1))

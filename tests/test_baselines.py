@@ -257,6 +257,11 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     assert {path.name for path in table.save(tmp_path)} >= {"two-classifiers.md", "two-classifiers.digits-dsae-other.csv"}
 
 
+def test_two_rows_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two rows would be called x: rows bear the names of the files"):
+        dataclasses.replace(TABLES["digits"], purifiers=("a/x.safetensors", "b/x.safetensors"))
+
+
 @pytest.mark.parametrize("name", ["mnist-0.3", "cifar10-l2"])
 def test_a_figure_has_a_line_for_every_row(name: str) -> None:
     """More rows than colours, too: none is dropped in silence. The bare classifier has no oblivious line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import accuracy, need
 from torch import Tensor, nn
 
 import purify
-from purify.checkpoint import FOLDER, Card, load_any, read_card, save
+from purify.checkpoint import FOLDER, Card, CheckpointError, load_any, read_card, save
 
 LIMIT = 25 * 2**20
 
@@ -150,3 +151,26 @@ def test_cifar10_classifier_on_pictures_that_no_jpeg_touched() -> None:
     archive = need("cifar10-lossless.zip", "a zip of test/<class>/<n>.png, 1,000 original test images of CIFAR-10")
     pictures = purify.load_dataset(f"imagefolder:{archive}", "test")
     assert accuracy(purify.load_classifier("cifar10-resnet18"), *pictures.batch(slice(None))) == pytest.approx(0.908, abs=0.003)
+
+
+def test_a_folder_of_its_name_does_not_hide_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits-dsae").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_card("digits-dsae").name == "digits-dsae"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "banana"}, "is of no kind that is known here: purifier, classifier, denoiser"),
+        ({"architecture": {"unit": 3}}, "describes no architecture that this version knows .*unit"),
+        (None, "is of no kind that is known here"),
+    ],
+)
+def test_a_card_of_something_else(tmp_path: Path, change: dict[str, Any] | None, words: str) -> None:
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(FOLDER / f"digits-dsae{suffix}", tmp_path / f"mine{suffix}")
+    card = tmp_path / "mine.json"
+    card.write_text(json.dumps([] if change is None else {**json.loads(card.read_text()), **change}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=words):
+        purify.load(tmp_path / "mine.safetensors")

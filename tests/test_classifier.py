@@ -279,3 +279,13 @@ def test_stems_that_cannot_be_changed_are_named() -> None:
         purify.build_classifier(purify.ClassifierConfig(model="densenet121", small_stem=True))
     with pytest.raises(ValueError, match="mobilenet_v2 has no max-pooling"):
         purify.build_classifier(purify.ClassifierConfig(model="mobilenet_v2", max_pool=False))
+
+
+def test_a_purifier_by_its_path_and_in_the_models_precision(toy: nn.Module) -> None:
+    path = purify.checkpoint.FOLDER / "digits-dsae.safetensors"
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(purify.wrap(toy, path)(x), purify.wrap(toy, "digits-dsae")(x))
+    half = purify.wrap(copy.deepcopy(toy).bfloat16(), "digits-dsae")
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="expected a purifier as a module, or as the name or path of a checkpoint, got int"):
+        purify.wrap(toy, 3)  # type: ignore[arg-type]

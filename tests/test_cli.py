@@ -144,3 +144,26 @@ def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["tables", "--data", "mnist", "--data-root", str(tmp_path), "--out", str(tmp_path), "--quiet"]) == 0
     assert "Not run: mnist is not here" in capsys.readouterr().out
     assert "Not run" in (tmp_path / "mnist.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tables", "--data", "digits", "--purifiers", "mine.safetensors", "--eps", "0.1"], "--purifiers and --eps are for a"),
+        (["tables", "--data", "digits", "--epochs", "2"], "--epochs are those of the --variants"),
+        (
+            ["train", "digits-dsae", "--weights", "mine.pt"],
+            "--weights are those of a classifier of your own",
+        ),
+        (["clean", "photo.png", "-o", "out.png", "--weights", "mine.pt"], "--weights are those of a classifier: name it with"),
+        (["clean", "photo.png", "-o", "photo.txt/out.png"], "photo.txt"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("photo.png")
+    (tmp_path / "photo.txt").write_text("a file where a folder should be", encoding="utf-8")
+    assert main(words) == 1
+    assert said in capsys.readouterr().err

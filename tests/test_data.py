@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -201,6 +202,62 @@ def test_parts_and_class_list(tmp_path: Path) -> None:
     classes.write_text("ant\n", encoding="utf-8")
     with pytest.raises(ValueError, match="the class list lacks: bee"):
         purify.load_dataset(name, "test", class_list=classes)
+
+
+def test_a_class_list_is_read_by_lines(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    (folder / "bee").rename(folder / "golden retriever")
+    classes = tmp_path / "classes.txt"
+    classes.write_text("ant\nhouse cat\n\ngolden retriever\n", encoding="utf-8")
+    images = purify.load_dataset(f"imagefolder:{folder}", "train", class_list=classes)
+    assert set(images.labels.tolist()) == {0, 2}
+    classes.write_text("ant\nbee\nant\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classes.txt names ant more than once"):
+        purify.load_dataset(f"imagefolder:{folder}", "train", class_list=classes)
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "test")])
+def test_one_folder_with_everything_in_it(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    """As in `zip -r pictures.zip pictures`, with what a Mac adds."""
+    folder = make_folder(tmp_path / "above" / "pictures", parts=parts)
+    bare = purify.load_dataset(f"imagefolder:{folder}", "test")
+    (folder.parent / "__MACOSX" / "ant").mkdir(parents=True)
+    (folder.parent / "__MACOSX" / "ant" / "._0.png").write_bytes(b"shadow")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent)
+    packed = purify.load_dataset(f"imagefolder:{tmp_path / 'packed.zip'}", "test")
+    assert packed.classes == bare.classes == ("ant", "bee")
+    assert torch.equal(packed.batch(slice(None))[0], bare.batch(slice(None))[0])
+    assert packed.skipped == ()
+
+
+def test_what_lies_elsewhere_is_no_class(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", parts=("train", "test"))
+    (folder / "train" / "contact-sheet.png").write_bytes(picture(3))
+    images = purify.load_dataset(f"imagefolder:{folder}", "test")
+    assert images.classes == ("ant", "bee")
+    assert images.skipped == ("train/contact-sheet.png: in no class folder of train, val, test",)
+    (folder / "train").rename(folder / "training")
+    with pytest.raises(ValueError, match="has the parts training; call them train, val, test"):
+        purify.load_dataset(f"imagefolder:{folder}", "test")
+
+
+def test_a_damaged_member_of_a_zip_is_skipped(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:  # stored, so that its bytes can be found
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+    raw = bytearray((tmp_path / "packed.zip").read_bytes())
+    raw[raw.index(b"IDAT") + 6] ^= 255
+    (tmp_path / "packed.zip").write_bytes(raw)
+    (skipped,) = purify.load_dataset(f"imagefolder:{tmp_path / 'packed.zip'}", "test").skipped
+    assert "Bad CRC-32" in skipped
+
+
+def test_few_images_of_a_class_leave_no_part_empty() -> None:
+    for each in (3, 4, 5, 6, 7, 9):
+        parts = split_indices(torch.arange(each * 50) % 50, (0.8, 0.08, 0.12))
+        assert all(len(part) for part in parts)
+        assert sorted(torch.cat(parts).tolist()) == list(range(each * 50))
 
 
 def test_only_a_test_part(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import FMN, PGD, AutoAttack, Suite, ThreatModel, make_suite, run_suite
+from purify.attacks import FMN, PGD, AutoAttack, Entry, Suite, ThreatModel, make_suite, run_suite
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval import Accuracy, Recovery, Report, Settings, evaluate
 from purify.eval.baselines import (
@@ -425,3 +425,58 @@ def test_differences_from_the_reference_are_named() -> None:
     other["spec"]["images"] = 7
     assert "made with" in compare_with_reference(other, reference)[0]
     assert read_reference("nothing") is None
+    other = copy.deepcopy(reference)
+    for bound in ("low", "high"):
+        other["rows"][1]["recovered"]["PGD"][bound] = None  # where the attack took next to nothing
+    assert compare_with_reference(reference, other) == []
+
+
+def test_an_evaluation_has_no_l1(digits: tuple[Tensor, Tensor], quick_victim: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"an evaluation is in L∞ or L2 .*; for L1 use run_suite"):
+        evaluate(quick_victim, *digits, ThreatModel("l1", 2.0), quiet=True)
+
+
+def test_an_image_to_which_the_bare_classifier_says_nothing(digits: tuple[Tensor, Tensor], quick_victim: nn.Module) -> None:
+    """The purifier mends it, no oblivious attack can be made of it: named, and wrong in every attacked column."""
+
+    class Contrast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = quick_victim(x)
+            return logits + 0 * (x - x.mean((1, 2, 3), keepdim=True)).flatten(1).sum(1, keepdim=True).div(
+                x.amax((1, 2, 3))[:, None]
+            )
+
+    class Lighter(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 0.01).clamp(0, 1)
+
+    x = digits[0][:6].clone()
+    x[2] = 0.0
+    defended = purify.wrap(Contrast().eval(), Lighter().eval())
+    with torch.no_grad():
+        y = defended(x).argmax(1)
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=2)
+    found = evaluate(defended, x, y, ThreatModel("linf", 1e-6), settings=few, quiet=True)
+    assert list(found.errors) == [2]
+    assert found.adaptive.right == found.worst_case.right == 5
+
+
+def test_the_least_of_noisy_shares_is_no_figure(digits: tuple[Tensor, Tensor]) -> None:
+    """A defence that is right by chance, whatever the image: every column of it is that chance."""
+    generator = torch.Generator().manual_seed(0)
+
+    class Coin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            right = torch.rand(len(x), generator=generator) < 0.8
+            return torch.stack([right.float(), 1 - right.float()], 1) + 1e-3 * x.flatten(1).sum(1, keepdim=True)
+
+    x = digits[0][:60]
+    few = Settings(suite="random", draws=20, oblivious_steps=2, norm_images=20, check_images=0, pictures=0)
+    quick = Suite("random", "", (Entry("PGD-2", PGD(ThreatModel("linf", 0.1), steps=2, early_stop=False)),), 20)
+    y = torch.zeros(60, dtype=torch.long)
+    found = evaluate(
+        purify.wrap(Coin().eval(), nn.Identity()), x, y, ThreatModel("linf", 0.1), settings=few, suite=quick, quiet=True
+    )
+    for accuracy in (found.clean, found.adaptive, found.worst_case, found.oblivious["PGD"]):
+        assert abs(accuracy.share - 0.8) < 0.05
+    assert found.norms is None  # right in most draws of every image that was found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -45,6 +46,27 @@ def test_labels_are_the_classifiers_own_where_none_are_given(tmp_path: Path, vic
     pixels = (images * 255).round().to(torch.uint8)
     fitted = purify.fit(victim, pixels, epochs=1, folder=tmp_path, quiet=True)
     assert fitted.report.undefended_clean.share == 1.0  # agreement with itself
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_a_folder_goes_on_with_its_own_pictures_and_classifier_only(tmp_path: Path, victim: nn.Module) -> None:
+    images, labels = purify.load_dataset("digits", "train").first(100).batch(slice(None))
+    purify.fit(victim, images, labels, epochs=1, folder=tmp_path, quiet=True)
+    purify.fit(victim, images, labels, epochs=1, folder=tmp_path, quiet=True)  # as it is
+    with pytest.raises(ValueError, match=r"holds a run with other training images; give another folder"):
+        purify.fit(victim, images.flip(3), labels, epochs=1, folder=tmp_path, quiet=True)
+    other = copy.deepcopy(victim)
+    next(other.parameters()).data.mul_(1.01)
+    with pytest.raises(ValueError, match=r"holds a run with other classifiers; give another folder"):
+        purify.fit(other, images, labels, epochs=1, folder=tmp_path, quiet=True)
+
+
+def test_old_weights_lack_a_counter(tmp_path: Path) -> None:
+    """Batch normalisation did not always count its batches, and nothing that is computed asks for it."""
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18(num_classes=3).state_dict()
+    save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.safetensors")
+    assert torch.equal(purify.load_torchvision("resnet18", tmp_path / "old.safetensors").model.fc.weight, state["fc.weight"])
 
 
 def pictures(folder: Path, images: Tensor, labels: Tensor) -> None:
@@ -110,6 +132,15 @@ def test_what_is_wrong_is_said(tmp_path: Path, victim: nn.Module, capsys: pytest
     save_file({"fc.weight": torch.zeros(7, 512)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="does not hold the weights of resnet18: it has no conv1.weight of its shape, nor"):
         purify.load_torchvision("resnet18", tmp_path / "other.safetensors")
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet34(num_classes=3).state_dict(), tmp_path / "larger.safetensors")
+    with pytest.raises(ValueError, match="holds the weights of another model than resnet18, which has no layer1.2"):
+        purify.load_torchvision("resnet18", tmp_path / "larger.safetensors")
+    (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"garbage.safetensors cannot be read as a state dict"):
+        purify.load_torchvision("resnet18", tmp_path / "garbage.safetensors")
+    with pytest.raises(ValueError, match="4 images are too few: nothing is left for test"):
+        purify.fit(victim, torch.rand(4, 1, 8, 8), torch.arange(4), folder=tmp_path, quiet=True)
     assert main(["train", "--data", "digits", "--model", "nonesuch"]) == 1
     assert "unknown checkpoint 'nonesuch'" in capsys.readouterr().err
 

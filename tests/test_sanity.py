@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from conftest import ROOT, quick_classifier
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import APGD, PGD, ThreatModel
+from purify.attacks import APGD, PGD, ThreatModel, exact
+from purify.eval.curves import accuracy_against_eps
 from purify.eval.evaluate import gradient_paths
 from purify.eval.examination import Examination, freeze
 from purify.eval.fakes import FAKES, ExtremeTemperature, RandomResize
@@ -151,3 +153,72 @@ def test_the_line_above_a_table() -> None:
     assert "FAILED" not in line
     assert line.startswith("passed: S1, S2")
     assert check_line([]) == "not run"
+
+
+class _Coin(nn.Module):
+    """Right with the same chance whatever the image shows: a random defence that hides nothing, and that no attack can touch."""
+
+    def __init__(self, chance: float, seed: int) -> None:
+        super().__init__()
+        self.chance, self.generator = chance, torch.Generator().manual_seed(seed)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        right = torch.rand(len(images), generator=self.generator) < self.chance
+        sign = torch.where(right, 1.0, -1.0)
+        return torch.stack([sign, -sign], 1) + 1e-3 * images.flatten(1).sum(1, keepdim=True) * torch.tensor([[1.0, -1.0]])
+
+
+def _coin(chance: float, seed: int, **settings: Any) -> Examination:
+    model, images = _Coin(chance, seed), torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(seed))
+    labels, exact_path = torch.zeros(64, dtype=torch.long), {"exact": exact(model)}
+    shared: dict[str, Any] = {"threat": THREAT, "paths": exact_path, "draws": 20, "steps": 2, "random_draws": 1000, "seed": seed}
+    return Examination(model=model, images=images, labels=labels, **shared, **settings)
+
+
+def test_noise_alone_fails_no_check() -> None:
+    """Of several noisy shares of an image the lowest is no finding."""
+    failed = dict.fromkeys(("S4", "S7", "S10"), 0)
+    for seed in range(8):
+        for name in failed:
+            failed[name] += run_check(name, _coin(0.75, seed)).verdict == "fail"
+    assert failed["S7"] == 0
+    assert failed["S4"] <= 1  # these two are tests at 5 %
+    assert failed["S10"] <= 2
+
+
+def test_the_curve_of_noise_is_flat() -> None:
+    shares = [accuracy.share for accuracy in accuracy_against_eps(_coin(0.8, 0)).adaptive]
+    assert len(shares) == 6
+    assert all(abs(share - 0.8) < 0.05 for share in shares), shares
+
+
+def test_no_more_images_at_once_than_asked() -> None:
+    seen = []
+
+    def model(images: Tensor) -> Tensor:
+        if images.requires_grad:
+            seen.append(len(images))
+        return quick_classifier()(images)
+
+    images, labels = purify.load_dataset("digits", "test").first(20).batch(slice(None))
+    e = Examination(
+        model=model, images=images, labels=labels, threat=THREAT, paths={"exact": exact(model)}, steps=2, batch_size=6
+    )
+    for name in ("S1", "S2", "S8"):
+        run_check(name, e)
+    assert max(seen) == 6
+
+
+def test_a_model_that_does_not_compute_in_float64_is_spared() -> None:
+    """Its own float32 values are no part of its state, so that ``.double()`` leaves them."""
+
+    class Held(nn.Module):
+        eye = torch.eye(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.flatten(1) @ self.eye).view_as(x)
+
+    examination = _examination("no defence")
+    examination.model = purify.wrap(quick_classifier(), Held().eval())
+    assert run_check("S9", examination).verdict == "not applicable"

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import purify
 from purify.attacks import ThreatModel
 from purify.cli import main
 from purify.eval import Settings, evaluate
@@ -301,3 +302,22 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         command = [sys.executable, "-c", _MANY, str(n), str(tmp_path / str(n))]
         peaks[n] = int(subprocess.run(command, check=True, capture_output=True, env=given_back).stdout)
     assert peaks[3000] - peaks[300] < 20_000, peaks  # kB; the pictures alone would be 44,000
+
+
+def test_a_run_goes_on_with_the_same_model_only(tmp_path: Path, quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """Also where the difference is in no layer and no weight."""
+
+    class Darker(nn.Module):
+        factor = 1.0
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images * self.factor
+
+    stage = Darker().eval()
+    few = Settings(suite="fast", oblivious_steps=1, norm_images=0, check_images=0, pictures=0)
+    path, x, y = tmp_path / "a.sqlite", digits[0][:4], digits[1][:4]
+    evaluate(purify.wrap(quick_victim, stage), x, y, THREAT, settings=few, store=path, quiet=True)
+    evaluate(purify.wrap(quick_victim, stage), x, y, THREAT, settings=few, store=path, quiet=True)
+    stage.factor = 0.3
+    with pytest.raises(StoreError, match="the model answers otherwise than when .* was begun"):
+        evaluate(purify.wrap(quick_victim, stage), x, y, THREAT, settings=few, store=path, quiet=True)

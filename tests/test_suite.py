@@ -211,3 +211,9 @@ def test_a_compiled_model_is_a_model(toy: nn.Module, batch: tuple[Tensor, Tensor
     compiled = torch.compile(toy, dynamic=True, backend="aot_eager")
     plain, found = (run_suite(make_suite("fast", SMALL), model, x, y) for model in (toy, compiled))
     assert (plain.robust - found.robust).abs().sum() <= 1
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    """A store knows a stage by its name: the second would count as done."""
+    with pytest.raises(ValueError, match="two entries of the suite are called FMN: give each a name of its own"):
+        make_suite("standard", LINF).with_entries(Entry("FMN", RandomSearch(LINF)))

@@ -62,6 +62,9 @@ def clean(command: CleanCommand) -> int:
     from purify.tiling import purify_in_tiles
 
     _check_output(command)
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    if command.weights and not command.model:
+        raise ValueError("--weights are those of a classifier: name it with --model")
     pixels = picture_to_tensor(read_picture(command.picture))
     if len(pixels) == 3 and torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]):
         pixels = pixels[:1]  # all grey, whatever the file calls it
@@ -72,7 +75,6 @@ def clean(command: CleanCommand) -> int:
     purified = purify_in_tiles(purifier, _with_channels(pixels, card.image_shape[0], name)[None], tile=command.tile)[0]
     if len(purified) > len(pixels):
         purified = purified.float().mean(0, keepdim=True).round().to(torch.uint8)
-    command.out.parent.mkdir(parents=True, exist_ok=True)
     before, after = tensor_to_picture(pixels), tensor_to_picture(purified)
     after.save(command.out)
 

@@ -28,8 +28,8 @@ class TablesCommand(DataOptions):
     """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     purifiers: tuple[str, ...] = ()
     """With --model: names or paths of purifiers' checkpoints to measure beside JPEG and the median filter."""
-    eps: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255)
-    """With --model: L∞ radii, one table each."""
+    eps: tuple[float, ...] = ()
+    """With --model: L∞ radii, one table each; default: 1/255, 2/255 and 4/255."""
     out: Path = Path("runs/tables")
     """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
@@ -64,6 +64,10 @@ def tables(command: TablesCommand) -> int:
 
     if command.model:
         return _own(command)
+    if given := [f"--{name}" for name in ("weights", "purifiers", "eps") if getattr(command, name)]:
+        raise ValueError(f"{' and '.join(given)} are for a classifier of your own: name it with --model")
+    if command.epochs is not None and not command.variants:
+        raise ValueError("--epochs are those of the --variants")
     unknown = [name for name in command.data if name not in TABLES]
     if unknown:
         raise ValueError(
@@ -104,7 +108,7 @@ def _own(command: TablesCommand) -> int:
             "the shipped tables"
         )
     data, named = command.data[0], named_classifier(command.model, command.weights)
-    for eps in command.eps:
+    for eps in command.eps or (1 / 255, 2 / 255, 4 / 255):
         spec = TableSpec(
             data=data,
             classifier=Path(command.model).stem,

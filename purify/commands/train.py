@@ -80,6 +80,8 @@ def train(arguments: Sequence[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    if isinstance(options, PurifierTrainOptions) and options.weights and not options.model:
+        raise ValueError("--weights are those of a classifier of your own: name it with --model")
     if isinstance(options, PurifierTrainOptions) and options.model:
         named = named_classifier(options.model, options.weights)
         if isinstance(recipe, RobustRecipe):

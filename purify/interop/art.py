@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
 
     def __init__(
         self,
-        purifier: nn.Module | str,
+        purifier: nn.Module | str | Path,
         *,
         surrogate: Model | None = None,
         device_type: str = "gpu",
@@ -61,7 +62,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         apply_predict: bool = True,
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.purifier = (load(purifier) if isinstance(purifier, str) else purifier).to(self.device)
+        self.purifier = (load(purifier) if isinstance(purifier, (str, Path)) else purifier).to(self.device)
         self.surrogate = surrogate
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from purify.checkpoint import Card, save
 from purify.data import ImageSet
 from purify.training import distributed
 from purify.training.augmentation import augment
+from purify.training.identity import identity
 from purify.training.recipes import Recipe
 from purify.versions import library_versions
 
@@ -56,6 +57,8 @@ class Task(ABC):
         """The part of ``model`` that the checkpoint holds; the rest served the training only."""
         return model
 
+    classifiers: Sequence[nn.Module] = ()
+    """Those in front of which something is trained; they stay as they are."""
     criterion: str | None = None
     """Name of the validated figure by which the best epoch's weights are kept and saved; None: the last epoch's."""
 
@@ -93,14 +96,14 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         The path of the safetensors file.
 
     Raises:
-        ValueError: ``folder`` holds a run with other settings (the message shows the difference).
+        ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures or classifiers.
         FloatingPointError: the loss is not finite; the last finished epoch is kept.
         TrainingInterruptedError: SIGINT.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     distributed.start()
-    run = _Run(task, recipe, folder, quiet)
+    run = _Run(task, recipe, folder, quiet, identity(data, task.classifiers))
     run.resume()
     steps = math.ceil(len(data) / recipe.batch_size)
     with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):
@@ -143,8 +146,8 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
 class _Run:
     """The state of one training: weights, average, optimiser, position, history."""
 
-    def __init__(self, task: Task, recipe: Recipe, folder: Path, quiet: bool) -> None:
-        self.task, self.recipe, self.folder, self.quiet = task, recipe, folder, quiet
+    def __init__(self, task: Task, recipe: Recipe, folder: Path, quiet: bool, begun_with: dict[str, str]) -> None:
+        self.task, self.recipe, self.folder, self.quiet, self.begun_with = task, recipe, folder, quiet, begun_with
         self.epoch = self.batch = self.total_steps = 0
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -229,6 +232,7 @@ class _Run:
     def _write(self) -> None:
         state = {
             "recipe": json.dumps(dataclasses.asdict(self.recipe), sort_keys=True),
+            "begun_with": self.begun_with,
             "position": (self.epoch, self.batch, self.total_steps),
             "seconds": self.seconds,
             "share_done": self.task.share_done,
@@ -250,6 +254,8 @@ class _Run:
             return
         state = torch.load(path, weights_only=True)
         before, now = json.loads(state["recipe"]), json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        if others := [name for name, digest in state.get("begun_with", {}).items() if self.begun_with[name] != digest]:
+            raise ValueError(f"{self.folder} holds a run with other {' and other '.join(others)}; give another folder (--out)")
         if before != now:
             changed = [f"{k}: {before.get(k)} there, {now.get(k)} here" for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give another --out")

@@ -134,6 +134,7 @@ class DenoisingTask(Task):
             if classifier is None
             else classifier.requires_grad_(False)
         )
+        self.classifiers = [self.classifier]
         self.features = LastFeatures(self.classifier) if recipe.feature_weight else None
         self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
