@@ -148,11 +148,11 @@ def _s8(e: Examination) -> Answer:
     found, worst = [], 0.0
     for loss in ("ce", "dlr" if e.classes >= 3 else "margin"):
         objective = make_objective(loss)
-        found_here = []
+        gradients = []
         for rows in torch.split(right, e.batch_size or len(right)):
             step = exact(e.model)(e.images[rows], lambda logits, f=objective, y=e.labels[rows]: f(logits, y, None))  # type: ignore[misc]
-            found_here.append(step.gradient.flatten(1))
-        gradient = torch.cat(found_here)
+            gradients.append(step.gradient.flatten(1))
+        gradient = torch.cat(gradients)
         dead = float((~torch.isfinite(gradient).all(1) | (gradient == 0).all(1)).double().mean())
         worst = max(worst, dead)
         found.append(f"{loss.upper()}: {100 * dead:.1f} %")
