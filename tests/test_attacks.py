@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import APGD, FGSM, FMN, PGD, Attack, ThreatModel, bpda, exact
+from purify.attacks import APGD, FGSM, FMN, PGD, Attack, FoolboxAttack, ThreatModel, bpda, exact
 from purify.attacks.objective import make_objective
 from purify.attacks.problem import Problem
 from purify.attacks.result import margin
@@ -440,3 +440,17 @@ def test_a_layer_left_in_training_mode_is_named(toy: nn.Module) -> None:
         PGD(ThreatModel("linf", 0.1), steps=1)(model, x, torch.zeros(2, dtype=torch.long))
     with pytest.warns(UserWarning, match="these layers are in training mode.*: purifier; call eval"):
         purify.wrap(toy, nn.BatchNorm2d(1))
+
+
+@pytest.mark.filterwarnings("ignore:LinearSearchBlended")
+def test_hopskipjump_without_a_start_leaves_the_image(toy: nn.Module) -> None:
+    """No random image is of another class: there is nothing to walk from."""
+
+    def certain(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits * 1e-3 + torch.tensor([5.0] + [0.0] * 9)
+
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = FoolboxAttack(ThreatModel("linf", 0.1), name="hopskipjump", steps=1)(certain, x, torch.zeros(2, dtype=torch.long))
+    assert not bool(found.success.any())
+    assert torch.equal(found.adversarial, x)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import FMN, PGD, AutoAttack, Entry, Suite, ThreatModel, make_suite, run_suite
+from purify.attacks import FMN, PGD, Attack, AttackResult, AutoAttack, Entry, Suite, ThreatModel, make_suite, run_suite
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
 from purify.eval import Accuracy, Recovery, Report, Settings, evaluate
 from purify.eval.baselines import (
@@ -480,3 +481,31 @@ def test_the_least_of_noisy_shares_is_no_figure(digits: tuple[Tensor, Tensor]) -
     for accuracy in (found.clean, found.adaptive, found.worst_case, found.oblivious["PGD"]):
         assert abs(accuracy.share - 0.8) < 0.05
     assert found.norms is None  # right in most draws of every image that was found
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_settings_reach_every_attack(
+    digits: tuple[Tensor, Tensor], quick_victim: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of checks, curve and pictures too."""
+    seen = []
+
+    def attack(self: Attack, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> AttackResult:
+        seen.append((len(images), options.get("precision", "auto")))
+        return original(self, model, images, labels, **options)
+
+    original = Attack.__call__
+    monkeypatch.setattr(Attack, "__call__", attack)
+    few = Settings(
+        batch_size=5,
+        precision="float32",
+        oblivious_steps=2,
+        norm_images=8,
+        check_images=8,
+        check_steps=2,
+        random_draws=9,
+        pictures=8,
+    )
+    evaluate(purify.wrap(quick_victim, "digits-dsae"), digits[0][:12], digits[1][:12], THREAT, settings=few, quiet=True)
+    assert max(count for count, _ in seen) == 5
+    assert {precision for _, precision in seen} == {"float32"}
