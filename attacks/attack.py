@@ -17,7 +17,7 @@ from purify.attacks.problem import Problem, hits
 from purify.attacks.result import AttackResult, margin
 from purify.attacks.threat import Norm, ThreatModel
 from purify.images import check_images, check_labels
-from purify.modes import layers_in_training
+from purify.training_mode import layers_in_training
 
 __all__ = ["Attack"]
 
@@ -77,8 +77,9 @@ class Attack(ABC):
                 f"expected images in float32 or float64, got {images.dtype}, in which the ball's edge is a matter of rounding; "
                 f"attack such a model through float32: lambda images: model(images.to({images.dtype})).float()"
             )
-        if isinstance(model, nn.Module) and (model.training or layers_in_training(model)):
-            where = "" if model.training else f" in {', '.join(layers_in_training(model)[:3])}"
+        layers = layers_in_training(model) if isinstance(model, nn.Module) else []
+        if layers or (isinstance(model, nn.Module) and model.training):
+            where = f" in {', '.join(layers[:3])}" if layers else ""
             warnings.warn(
                 f"the attacked model is in training mode (batch statistics, dropout){where}: call model.eval() first",
                 UserWarning,

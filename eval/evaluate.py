@@ -18,6 +18,7 @@ from purify.attacks.precision import Precision, steps_in_bfloat16
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.classifier import PurifiedClassifier
 from purify.cost import count_macs, count_parameters, milliseconds_per_image
+from purify.data import ImageSource
 from purify.eval.curves import accuracy_against_eps
 from purify.eval.examination import Examination
 from purify.eval.gallery import gallery
@@ -26,8 +27,9 @@ from purify.eval.progress import Progress
 from purify.eval.report import Report
 from purify.eval.sanity import CHECKS, run_check
 from purify.eval.shared import SharedAttacks
-from purify.eval.source import ImageSource, TensorImages, fingerprint_images, fingerprint_model
+from purify.eval.source import TensorImages
 from purify.eval.store import RunStore, StoreError
+from purify.fingerprint import fingerprint_images, fingerprint_model
 from purify.versions import library_versions
 
 __all__ = ["Settings", "evaluate", "gradient_paths"]

@@ -117,24 +117,23 @@ def draw_margins(table: DefenceTable) -> Figure:
 def draw_curves(table: DefenceTable) -> Figure:
     """Accuracy against eps, oblivious on the left and adaptive on the right, with 95 % bands. A line for each row: a defence
     keeps its colour in front of another classifier, where its line is dashed."""
-    rows = [report for report in table.reports if report.curve is not None]
-    defences = list(dict.fromkeys(report.name.partition(", ")[0] for report in rows))
+    rows = [(report.name, report.curve) for report in table.reports if report.curve is not None]
+    defences = list(dict.fromkeys(name.partition(", ")[0] for name, _ in rows))
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
     shown, largest = 0, 0.0
     for axis, claim in zip(axes, ("oblivious", "adaptive"), strict=True):
-        for report in rows:
-            assert report.curve is not None
-            accuracies = getattr(report.curve, claim)
+        for name, curve in rows:
+            accuracies = getattr(curve, claim)
             if not accuracies:
                 continue
-            defence, _, other = report.name.partition(", ")
+            defence, _, other = name.partition(", ")
             colour = _COLOURS[defences.index(defence) % len(_COLOURS)]
             shown, low, high = accuracies[0].n, [100 * a.low for a in accuracies], [100 * a.high for a in accuracies]
-            largest = max(largest, report.curve.eps[-1])
+            largest = max(largest, curve.eps[-1])
             line = [100 * a.share for a in accuracies]
             style = "--" if other else "-"
-            axis.plot(report.curve.eps, line, color=colour, linestyle=style, marker="o", markersize=3, label=report.name)
-            axis.fill_between(report.curve.eps, low, high, color=colour, alpha=0.08, linewidth=0)
+            axis.plot(curve.eps, line, color=colour, linestyle=style, marker="o", markersize=3, label=name)
+            axis.fill_between(curve.eps, low, high, color=colour, alpha=0.08, linewidth=0)
         axis.axvline(table.spec.threat.eps, color="black", linewidth=0.8, linestyle=":")
         made_on = "the bare classifier" if claim == "oblivious" else "purifier and classifier"
         axis.set_title(f"{claim}: made on {made_on}", fontsize=9)

@@ -15,9 +15,9 @@ from purify.attacks.gradient import Model
 from purify.attacks.precision import Precision
 from purify.attacks.result import AttackResult
 from purify.attacks.suite import suited
+from purify.data import ImageSource
 from purify.eval.progress import Progress
 from purify.eval.shared import SharedAttacks
-from purify.eval.source import ImageSource
 from purify.eval.store import RunStore, StageRecord, Trial
 from purify.images import check_images, check_labels
 

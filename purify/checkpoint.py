@@ -32,10 +32,8 @@ __all__ = [
     "save",
 ]
 
-Kind = Literal["purifier", "classifier", "denoiser"]
 FOLDER = Path(__file__).resolve().parent / "checkpoints"
-
-
+Kind = Literal["purifier", "classifier", "denoiser"]
 _Config = TypeVar("_Config")
 
 
@@ -206,6 +204,7 @@ def _card_of_kind(name: str | Path, kind: str) -> Card:
 
 
 def _architecture(config: Callable[..., _Config], card: Card, name: str | Path) -> _Config:
+    """The card's architecture as ``config`` describes one, or an error that names the checkpoint."""
     try:
         return config(**card.architecture)
     except (TypeError, ValueError) as error:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from purify.checkpoint import load
 from purify.images import check_images
-from purify.modes import layers_in_training
 from purify.normalization import Normalize, NormalizedClassifier, built_in_normalisation
 from purify.preprocessing import Picture, Preprocessing, preprocessing_of
+from purify.training_mode import layers_in_training
 
 __all__ = ["PurifiedClassifier", "wrap"]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ _TORCHVISION = {
 
 class DataNotFoundError(FileNotFoundError):
     """The data set is known but not on this machine; the message says where it was looked for."""
+
+
+class ImageSource(Protocol):
+    """Labelled images by number; ``purify.load_dataset`` gives one."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) in [0, 1] and labels (n,)."""
+        ...
 
 
 @dataclass(frozen=True)

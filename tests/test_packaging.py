@@ -60,7 +60,7 @@ def imports_of(path: Path) -> set[str]:
 def test_attacks_import_torch_alone(path: Path) -> None:
     standard = set(sys.stdlib_module_names)
     for name in imports_of(path):
-        ours = name.startswith("purify.attacks") or name in ("purify.images", "purify.modes")  # which need but torch
+        ours = name.startswith("purify.attacks") or name in ("purify.images", "purify.training_mode")  # which need but torch
         outside = {"foolbox": {"foolbox", "numpy"}, "pyautoattack": {"pyautoattack"}}.get(path.stem, set())  # wrappers of others
         assert ours or name.split(".")[0] in standard | {"torch"} | outside, f"{path.name} imports {name}"
 

@@ -61,10 +61,7 @@ def clean(command: CleanCommand) -> int:
     from purify.picture import picture_to_tensor, read_picture, tensor_to_picture
     from purify.tiling import purify_in_tiles
 
-    _check_output(command)
-    command.out.parent.mkdir(parents=True, exist_ok=True)
-    if command.weights and not command.model:
-        raise ValueError("--weights are those of a classifier: name it with --model")
+    _check(command)
     pixels = picture_to_tensor(read_picture(command.picture))
     if len(pixels) == 3 and torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]):
         pixels = pixels[:1]  # all grey, whatever the file calls it
@@ -123,13 +120,16 @@ def suitable_purifier(channels: int, height: int, width: int) -> str:
     return min(found)[1]
 
 
-def _check_output(command: CleanCommand) -> None:
-    """Before any work is done."""
+def _check(command: CleanCommand) -> None:
+    """Before any work is done: can what comes out be written?"""
+    if command.weights and not command.model:
+        raise ValueError("--weights are those of a classifier: name it with --model")
     known = Image.registered_extensions()
     if known.get(command.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"expected an output file that ends with .png or another picture format's ending, got {command.out}")
     if command.out.resolve() == command.picture.resolve():
         raise ValueError(f"the purified picture would overwrite {command.picture}; give another file with -o")
+    command.out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _with_channels(pixels: Tensor, channels: int, name: str) -> Tensor:

@@ -22,13 +22,17 @@ from tqdm import tqdm
 
 from purify.checkpoint import Card, save
 from purify.data import ImageSet
+from purify.fingerprint import fingerprint_images, fingerprint_model
 from purify.training import distributed
 from purify.training.augmentation import augment
-from purify.training.identity import identity
 from purify.training.recipes import Recipe
 from purify.versions import library_versions
 
 __all__ = ["Task", "TrainingInterruptedError", "autocast", "train"]
+
+
+_LOOKED_AT = 1000
+"""Images by which a run tells its own training images from others."""
 
 
 class TrainingInterruptedError(KeyboardInterrupt):
@@ -103,7 +107,11 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     distributed.start()
-    run = _Run(task, recipe, folder, quiet, identity(data, task.classifiers))
+    begun_with = {
+        "training images": f"{len(data)} {fingerprint_images(data, at_most=_LOOKED_AT)}",
+        "classifiers": " ".join(map(fingerprint_model, task.classifiers)),
+    }
+    run = _Run(task, recipe, folder, quiet, begun_with)
     run.resume()
     steps = math.ceil(len(data) / recipe.batch_size)
     with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):

@@ -21,9 +21,9 @@ from purify.export import export_onnx, load_onnx
 
 def main() -> None:
     print("| | images | purifier in float32 | in int8 |\n| --- | --- | --- | --- |")
-    for data, classifier, eps, count in (("digits", "digits-shufflenet", 0.15, 450), ("mnist", "mnist-resnet18", 0.2, 500)):
-        pair = purify.wrap(purify.load_classifier(classifier), f"{data}-dsae")
-        x, y = purify.load_dataset(data, "test").first(count).batch(slice(None))
+    for name, classifier, eps, count in (("digits", "digits-shufflenet", 0.15, 450), ("MNIST", "mnist-resnet18", 0.2, 500)):
+        pair = purify.wrap(purify.load_classifier(classifier), f"{name.lower()}-dsae")
+        x, y = purify.load_dataset(name.lower(), "test").first(count).batch(slice(None))
         attack = PGD(ThreatModel("linf", eps), steps=40, early_stop=False)
         attacked = attack(pair.undefended, x, y, generator=torch.Generator().manual_seed(0)).adversarial
         with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +31,7 @@ def main() -> None:
             export_onnx(pair.purifier, path, tuple(x.shape[1:]), output="purified", int8="")
             for title, images in (("clean", x), (f"oblivious PGD-40 at L∞ {eps}", attacked)):
                 figures = [_accuracy(pair, purifier, images, y) for purifier in (pair.purifier, load_onnx(path))]
-                print(f"| {data}, {title} | {count} | {figures[0]:.1f} | {figures[1]:.1f} |", flush=True)
+                print(f"| {name}, {title} | {count} | {figures[0]:.1f} | {figures[1]:.1f} |", flush=True)
 
 
 @torch.no_grad()
