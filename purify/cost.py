@@ -28,7 +28,8 @@ def count_parameters(module: nn.Module) -> int:
 def milliseconds_per_image(modules: Sequence[nn.Module], images: Tensor, repeats: int = 15) -> list[float]:
     """For each module the median wall time of a forward pass of the batch ``images`` (N, C, H, W), divided by N, in milliseconds.
 
-    They take turns, so that what else the machine does weighs on all of them alike.
+    Rounded to six decimals, as results are written, so that ratios are the same when they are read again. The modules
+    take turns, so that what else the machine does weighs on all of them alike.
     """
     times: list[list[float]] = [[] for _ in modules]
     with torch.no_grad():
@@ -40,4 +41,4 @@ def milliseconds_per_image(modules: Sequence[nn.Module], images: Tensor, repeats
                     torch.cuda.synchronize()
                 if turn:  # the first is a warm-up
                     taken.append(time.perf_counter() - started)
-    return [sorted(taken)[len(taken) // 2] * 1000 / len(images) for taken in times]
+    return [round(sorted(taken)[len(taken) // 2] * 1000 / len(images), 6) for taken in times]

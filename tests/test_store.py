@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import csv
+import ctypes
+import importlib
 import json
 import os
 import random
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import classify_quickly
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import ThreatModel
+from purify.attacks import APGD, FMN, PGD, Square, TargetedAPGD, ThreatModel
+from purify.attacks.suite import SUITES, Entry
 from purify.cli import main
 from purify.eval import Settings, evaluate
 from purify.eval.runs import export_run, find_runs, show_run
@@ -78,23 +84,21 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     RunStore(path, {"threat": {"norm": "linf", "eps": 0.1}, "seed": 0}).close()  # the lock was let go of
 
 
-def test_a_second_run_says_so_or_waits(tmp_path: Path) -> None:
+def _open_and_close(path: Path) -> None:
+    RunStore(path, {}, wait=60).close()
+
+
+def test_a_second_run_says_so_or_waits(tmp_path: Path, processes: ForkServerContext) -> None:
     path = tmp_path / "a.sqlite"
     with RunStore(path, {}):
         with pytest.raises(StoreError, match="another run is writing to"):
             RunStore(path, {})
-        holder = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"from purify.eval.store import RunStore; RunStore({str(path)!r}, {{}}, wait=60); print('in')",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
-            holder.wait(4)
-    assert holder.communicate(timeout=60)[0] == "in\n"
+        waiting = processes.Process(target=_open_and_close, args=(path,))
+        waiting.start()
+        waiting.join(2)
+        assert waiting.is_alive()
+    waiting.join(60)
+    assert waiting.exitcode == 0
 
 
 def test_spoilt_stores(tmp_path: Path) -> None:
@@ -209,44 +213,49 @@ def _without_times(path: Path) -> dict[str, Any]:
     return figures
 
 
-_FEW_STEPS = """
-import importlib
-import sys
-from functools import partial
-from purify.attacks import APGD, FMN, Square, TargetedAPGD
-from purify.attacks.suite import SUITES, Entry
-from purify.cli import main
-evaluate, judge = (importlib.import_module(f"purify.eval.{name}") for name in ("evaluate", "judge"))
-SUITES["adaptive"] = "few steps", lambda threat, draws: (
-    Entry("APGD-CE", APGD(threat, steps=10)),
-    Entry("APGD-T", TargetedAPGD(threat, steps=5, classes=3), along="fruitful paths"),
-    Entry("FMN", FMN(threat, steps=10, stop_inside=True), along="fruitful paths"),
-    Entry("Square", Square(threat, queries=50), along="once"),
-)
-judge.FMN = partial(judge.FMN, steps=10)
-evaluate.Examination = lambda exam=evaluate.Examination, **given: exam(**given | {"steps": 5, "queries": 50, "random_draws": 50})
-sys.exit(main(sys.argv[1:]))
-"""
-"""The command line, with every attack of the suite ``adaptive`` and every check, in a few steps each."""
+def _evaluate_in_few_steps(*arguments: str) -> None:
+    """The command line, for a process of its own: every attack of the suite ``adaptive`` and every check, in a few steps each."""
+    classify_quickly(pytest.MonkeyPatch())
+    evaluate_module, judge = (importlib.import_module(f"purify.eval.{name}") for name in ("evaluate", "judge"))
+    SUITES["adaptive"] = (
+        "few steps",
+        lambda threat, _: (
+            Entry("APGD-CE", APGD(threat, steps=10)),
+            Entry("APGD-T", TargetedAPGD(threat, steps=5, classes=3), along="fruitful paths"),
+            Entry("FMN", FMN(threat, steps=10, stop_inside=True), along="fruitful paths"),
+            Entry("Square", Square(threat, queries=50), along="once"),
+        ),
+    )
+    judge.FMN = partial(judge.FMN, steps=10)
+    full = evaluate_module.Examination
+    evaluate_module.Examination = lambda **given: full(**given | {"steps": 5, "queries": 50, "random_draws": 50})
+    few = ["--images", "40", "--checks", "4", "--norms", "4", "--batch-size", "5", "--quiet"]
+    sys.exit(main(["evaluate", *few, *arguments]))
 
 
-def test_killed_three_times_and_still_the_same_table(tmp_path: Path) -> None:
+def test_killed_three_times_and_still_the_same_table(tmp_path: Path, processes: ForkServerContext) -> None:
     """The defended digits under the suite ``adaptive``, in a process that is killed (-9) at three random moments."""
-    command = [sys.executable, "-c", _FEW_STEPS, "evaluate", "--images", "20", "--checks", "2", "--norms", "2", "--quiet"]
-    command += ["--batch-size", "10", "--out"]
+
+    def begin(folder: Path) -> ForkServerProcess:
+        process = processes.Process(target=_evaluate_in_few_steps, args=("--out", str(folder)))
+        process.start()
+        return process
+
     chance = random.Random(os.environ.get("PURIFY_TEST_SEED", "5"))
     broken, store = tmp_path / "broken", tmp_path / "broken" / "digits.digits-dsae.sqlite"
     for kill in range(3):
-        process = subprocess.Popen([*command, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        goal = _progress(store) + chance.randint(2, 9)
-        while process.poll() is None and _progress(store) < goal:
-            time.sleep(0.05)
-        time.sleep(chance.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL, f"it was through before kill {kill + 1}: {process.stderr.read()!r}"  # type: ignore[union-attr]
-    subprocess.run([*command, str(broken)], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+        process = begin(broken)
+        goal = _progress(store) + chance.randint(2, 20)
+        while process.is_alive() and _progress(store) < goal:
+            time.sleep(0.01)
+        time.sleep(0.2 * chance.random())
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"it was through before kill {kill + 1}"
+    for folder in (broken, tmp_path / "whole"):
+        process = begin(folder)
+        process.join()
+        assert process.exitcode == 0
     name = "digits.digits-dsae"
     assert _without_times(broken / f"{name}.json") == _without_times(tmp_path / "whole" / f"{name}.json")
     assert (broken / f"{name}.csv").read_bytes() == (tmp_path / "whole" / f"{name}.csv").read_bytes()
@@ -269,38 +278,37 @@ def _progress(store: Path) -> int:
         return 0
 
 
-_MANY = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-from purify.attacks import PGD, ThreatModel
-from purify.attacks.suite import SUITES, Entry
-from purify.eval import Settings, evaluate
+class _Many:
+    """Images without end, made when they are asked for."""
 
-class Many:
-    def __init__(self, n): self.n = n
-    def __len__(self): return self.n
-    def batch(self, indices):
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(int(indices[0]))
         return torch.rand(len(indices), 1, 64, 64, generator=generator), indices % 10
 
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(1, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)).eval()
-SUITES["fast"] = "one step", lambda threat, draws: (Entry("PGD-1", PGD(threat, steps=1)),)
-few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=4, batch_size=100)
-evaluate(model, Many(int(sys.argv[1])), None, ThreatModel("linf", 0.01), settings=few, store=sys.argv[2], quiet=True)
-print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])  # ru_maxrss would start from the tests' own peak
-"""
+
+def _peak_memory(n: int, store: Path) -> int:
+    """Of an evaluation of ``n`` images, in kB, for a process of its own."""
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: glibc else keeps what is freed, by chance more or less of it
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)).eval()
+    SUITES["fast"] = "one step", lambda threat, _: (Entry("PGD-1", PGD(threat, steps=1)),)
+    few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=4, batch_size=100)
+    evaluate(model, _Many(n), None, ThreatModel("linf", 0.01), settings=few, store=store, quiet=True)
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru_maxrss would start from the parent's
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc else keeps what is freed, by chance more or less of it
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, processes: ForkServerContext) -> None:
     peaks = {}
     for n in (300, 3000):
-        command = [sys.executable, "-c", _MANY, str(n), str(tmp_path / str(n))]
-        peaks[n] = int(subprocess.run(command, check=True, capture_output=True, env=given_back).stdout)
+        with ProcessPoolExecutor(1, processes) as alone:
+            peaks[n] = alone.submit(_peak_memory, n, tmp_path / str(n)).result()
     assert peaks[3000] - peaks[300] < 20_000, peaks  # kB; the pictures alone would be 44,000
 
 

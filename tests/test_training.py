@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -60,18 +61,25 @@ def test_global_random_stream_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_kill_9_then_the_same_command(unbroken: bytes, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "purify.cli", "train", "digits-dsae", "--epochs", "3", "--batch-size", "256"]
-    command += ["--attack-steps", "1", "--units", "8", "--width", "8", "--depth", "1", "--out", str(tmp_path), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _train(*arguments: str) -> None:
+    sys.exit(main(["train", *arguments]))
+
+
+def test_kill_9_then_the_same_command(unbroken: bytes, tmp_path: Path, processes: ForkServerContext) -> None:
+    command = ("digits-dsae", "--epochs", "3", "--batch-size", "256", "--attack-steps", "1", "--units", "8", "--width", "8")
+    command += ("--depth", "1", "--out", str(tmp_path), "--quiet")
+    first, second = (processes.Process(target=_train, args=command) for _ in range(2))
+    first.start()
     deadline = time.monotonic() + 120
     while not (tmp_path / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    first.kill()
+    first.join()
     assert (tmp_path / "state.pt").exists()
     assert not (tmp_path / "digits-dsae.safetensors").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    second.start()
+    second.join()
+    assert second.exitcode == 0
     assert (tmp_path / "digits-dsae.safetensors").read_bytes() == unbroken
     assert len((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
