@@ -12,7 +12,7 @@ import pytest
 from purify.cli import main
 from purify.eval.spectrum import AuditSettings
 
-FEW = AuditSettings(images=6, jacobians=2, attack_steps=3, norm_steps=6, band_images=4, band_steps=2, frequencies=3, natural=200)
+FEW = AuditSettings(images=4, jacobians=1, attack_steps=2, norm_steps=3, band_images=2, band_steps=1, frequencies=3, natural=200)
 
 
 @pytest.fixture(autouse=True)

@@ -243,7 +243,7 @@ def test_rows_before_another_classifier(tmp_path: Path) -> None:
     few = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
     spec = dataclasses.replace(
         TABLES["digits"],
-        images=20,
+        images=10,
         settings=few,
         name="two classifiers",
         baselines=("jpeg",),

@@ -25,7 +25,8 @@ from purify.training.catalogue import find_recipe
 
 
 @pytest.mark.usefixtures("short_attacks")
-def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_purifier_for_ones_own_classifier(tmp_path: Path, quick_victim: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    victim = copy.deepcopy(quick_victim)
     images, labels = purify.load_dataset("digits", "train").batch(slice(None))
     victim.requires_grad_(True)
     before = {name: value.clone() for name, value in victim.state_dict().items()}
@@ -41,21 +42,21 @@ def test_a_purifier_for_ones_own_classifier(tmp_path: Path, victim: nn.Module, c
 
 
 @pytest.mark.usefixtures("short_attacks")
-def test_labels_are_the_classifiers_own_where_none_are_given(tmp_path: Path, victim: nn.Module) -> None:
+def test_labels_are_the_classifiers_own_where_none_are_given(tmp_path: Path, quick_victim: nn.Module) -> None:
     images = purify.load_dataset("digits", "train").first(200).batch(slice(None))[0]
     pixels = (images * 255).round().to(torch.uint8)
-    fitted = purify.fit(victim, pixels, epochs=1, folder=tmp_path, quiet=True)
+    fitted = purify.fit(quick_victim, pixels, epochs=1, folder=tmp_path, quiet=True)
     assert fitted.report.undefended_clean.share == 1.0  # agreement with itself
 
 
 @pytest.mark.usefixtures("short_attacks")
-def test_a_folder_goes_on_with_its_own_pictures_and_classifier_only(tmp_path: Path, victim: nn.Module) -> None:
+def test_a_folder_goes_on_with_its_own_pictures_and_classifier_only(tmp_path: Path, quick_victim: nn.Module) -> None:
     images, labels = purify.load_dataset("digits", "train").first(100).batch(slice(None))
-    purify.fit(victim, images, labels, epochs=1, folder=tmp_path, quiet=True)
-    purify.fit(victim, images, labels, epochs=1, folder=tmp_path, quiet=True)  # as it is
+    purify.fit(quick_victim, images, labels, epochs=1, folder=tmp_path, quiet=True)
+    purify.fit(quick_victim, images, labels, epochs=1, folder=tmp_path, quiet=True)  # as it is
     with pytest.raises(ValueError, match=r"holds a run with other training images; give another folder"):
-        purify.fit(victim, images.flip(3), labels, epochs=1, folder=tmp_path, quiet=True)
-    other = copy.deepcopy(victim)
+        purify.fit(quick_victim, images.flip(3), labels, epochs=1, folder=tmp_path, quiet=True)
+    other = copy.deepcopy(quick_victim)
     next(other.parameters()).data.mul_(1.01)
     with pytest.raises(ValueError, match=r"holds a run with other classifiers; give another folder"):
         purify.fit(other, images, labels, epochs=1, folder=tmp_path, quiet=True)

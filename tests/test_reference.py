@@ -36,7 +36,7 @@ def test_digits_keep_their_promise(victim: nn.Module) -> None:
 def test_mnist_keeps_its_promise(mnist_test: purify.data.ImageSet) -> None:
     defended = purify.wrap(purify.load_classifier("mnist-resnet18"), "mnist-dsae")
     few = Settings(suite="fast", oblivious_steps=10, norm_images=0, check_images=0, pictures=0)
-    found = evaluate(defended, mnist_test.first(80), None, ThreatModel("linf", 0.2), settings=few, suite=OBLIVIOUS, quiet=True)
+    found = evaluate(defended, mnist_test.first(50), None, ThreatModel("linf", 0.2), settings=few, suite=OBLIVIOUS, quiet=True)
     assert found.undefended_clean.share >= 0.98
     assert found.undefended["PGD"].share < 0.10
     assert found.recovered["PGD"].share >= 0.88

@@ -171,7 +171,7 @@ def test_dictionary_stability_knows_shuffled_and_flipped_atoms() -> None:
 
 def test_sparse_features_are_sparser_than_dense_ones() -> None:
     images = load_dataset("digits", "train").batch(slice(None))[0]
-    pca, dense, sparse = learn_features("digits", images, side=8, units=32, steps=300, seeds=2)
+    pca, dense, sparse = learn_features("digits", images, side=8, units=32, steps=150, seeds=2)
     assert sparse.l0 < 0.7 * dense.l0
     assert sparse.code_sparsity > dense.code_sparsity
     assert pca.explained_variance > 0.9
@@ -181,7 +181,7 @@ def test_sparse_features_are_sparser_than_dense_ones() -> None:
 
 
 def test_command_runs_the_theory(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    few = partial(TheorySettings, subspace_steps=2000, starts=6, recovery_steps=300, feature_steps=200, feature_seeds=2)
+    few = partial(TheorySettings, subspace_steps=500, starts=3, recovery_steps=100, feature_steps=60, feature_seeds=2)
     monkeypatch.setattr("purify.eval.theory.experiments.TheorySettings", few)
     assert main(["audit", "--theory", "--out", str(tmp_path), "--quiet"]) == 0
     said = capsys.readouterr().out

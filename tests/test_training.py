@@ -410,7 +410,7 @@ def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
     card = read_card(path)
     assert purify.load_classifier(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     x, y = purify.load_dataset("digits", "test").first(100).batch(slice(None))
-    attack = PGD(ThreatModel("linf", 0.1))
+    attack = PGD(ThreatModel("linf", 0.1), steps=10)
     stand = [float((~attack(model, x, y).success).float().mean()) for model in (purify.load_classifier(path), _bare())]
     assert stand[0] > stand[1] + 0.2
     assert card.figures["val_pgd"] > 0.3
