@@ -6,14 +6,16 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint tables clean
 
-$(VENV)/.core: pyproject.toml
+$(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.core
+$(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(PIP) install --quiet --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.core $@
 
 demo: $(VENV)/.core  ## the defence table on the embedded digits, with the shipped checkpoint -> runs/demo/
 	$(BIN)/purify tables --data digits --out runs/demo
