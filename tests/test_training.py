@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import classify_quickly
 from torch import Tensor, nn
 
 import purify
@@ -46,9 +47,12 @@ def run(recipe: Recipe, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of an uninterrupted three-epoch run of the purifier."""
-    return run(short(), tmp_path_factory.mktemp("unbroken")).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        classify_quickly(patch)
+        return run(short(), tmp_path_factory.mktemp("unbroken")).read_bytes()
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_same_seed_same_weights(unbroken: bytes, tmp_path: Path) -> None:
     assert run(short(), tmp_path / "again").read_bytes() == unbroken
     assert run(short(seed=1), tmp_path / "other").read_bytes() != unbroken
@@ -61,14 +65,18 @@ def test_global_random_stream_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def _train(*arguments: str) -> None:
+def _train(pause: float, *arguments: str) -> None:
+    """The command line, for a process of its own, with ``pause`` seconds before every step."""
+    patch, loss = pytest.MonkeyPatch(), PurifierTask.loss
+    classify_quickly(patch)
+    patch.setattr(PurifierTask, "loss", lambda *given: (time.sleep(pause), loss(*given))[1])
     sys.exit(main(["train", *arguments]))
 
 
 def test_kill_9_then_the_same_command(unbroken: bytes, tmp_path: Path, processes: ForkServerContext) -> None:
     command = ("digits-dsae", "--epochs", "3", "--batch-size", "256", "--attack-steps", "1", "--units", "8", "--width", "8")
     command += ("--depth", "1", "--out", str(tmp_path), "--quiet")
-    first, second = (processes.Process(target=_train, args=command) for _ in range(2))
+    first, second = (processes.Process(target=_train, args=(pause, *command)) for pause in (0.3, 0))
     first.start()
     deadline = time.monotonic() + 120
     while not (tmp_path / "log.jsonl").exists() and time.monotonic() < deadline:
@@ -84,6 +92,7 @@ def test_kill_9_then_the_same_command(unbroken: bytes, tmp_path: Path, processes
     assert len((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_sigint_saves_in_the_middle_of_an_epoch(unbroken: bytes, tmp_path: Path) -> None:
     recipe = short()
     training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
@@ -133,6 +142,7 @@ def test_optimiser_and_schedule_start_anew_where_the_loss_changes(tmp_path: Path
         short(pixels_first=2.0)
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_works_outside_the_main_thread(unbroken: bytes, tmp_path: Path) -> None:
     found: list[bytes] = []
     thread = threading.Thread(target=lambda: found.append(run(short(), tmp_path).read_bytes()))
