@@ -42,7 +42,7 @@ class FGSM(Attack):
         candidates = problem.images.clone()
         here = BestIterate(problem, logits).standing(self.early_stop)
         if len(here):
-            step = oracle.climb(here, make_objective(self.loss))
+            step = oracle.climb(here, make_objective(self.loss), late=True)
             moved = here.images + self.threat.eps * self.threat.steepest(step.gradient)
             candidates[here.rows] = self.threat.project(moved, here.images)
         return candidates

@@ -102,6 +102,7 @@ class BestIterate:
 
     def _take(self, rows: Tensor, x: Tensor, value: Tensor, broken: Tensor) -> None:
         before, highest = self.success[rows], self.value[rows]
+        value = value.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))  # no loss is higher than no answer
         better = (broken & ~before) | ((broken == before) & (value > highest))
         self.candidates[rows] = torch.where(better[:, None, None, None], x, self.candidates[rows])
         self.value[rows] = torch.where(better, value, highest)
@@ -126,7 +127,7 @@ def climb(
     for k in range(steps + 1):
         if len(here) == 0:
             return
-        late = k >= 0.9 * steps  # small steps near an optimum want exact gradients
+        late = k >= min(0.9 * steps, steps - 1)  # small steps near an optimum want exact gradients
         step = oracle.climb(here, objective, late=late) if gradients and k < steps else oracle.look(here, objective)
         done = record.enter(here, step)
         if k == steps:

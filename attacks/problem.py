@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = ["Aimed", "Problem", "hits"]
@@ -41,6 +42,6 @@ class Aimed(Protocol):
 
 
 def hits(logits: Tensor, problem: Aimed) -> Tensor:
-    """bool (N,): does the attack succeed with these logits (N, classes)?"""
-    predicted = logits.argmax(1)
-    return predicted != problem.labels if problem.targets is None else predicted == problem.targets
+    """bool (N,): does the attack succeed with these logits (N, classes)? A model that answers NaN is not right."""
+    predicted, finite = logits.argmax(1), torch.isfinite(logits).all(1)
+    return (predicted != problem.labels) | ~finite if problem.targets is None else (predicted == problem.targets) & finite

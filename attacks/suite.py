@@ -321,19 +321,31 @@ def verdict(model: Model, images: Tensor, labels: Tensor, draws: int = 1) -> tup
     right, margins = [], []
     for _ in range(draws):
         logits = model(images).to(images.dtype)
-        right.append(logits.argmax(1) == labels)
+        right.append((logits.argmax(1) == labels) & torch.isfinite(logits).all(1))
         margins.append(margin(logits, labels))
     return torch.stack(right), torch.stack(margins)
 
 
 @torch.no_grad()
-def check_deterministic(model: Model, images: Tensor) -> None:
-    """Raises ValueError if two passes of the same images give different logits."""
-    first, second = model(images), model(images)
-    if bool((first - second).abs().max() > 1e-3 * first.abs().max()):
+def check_deterministic(model: Model, images: Tensor, passes: int = 8) -> None:
+    """Does an image have one answer, whenever it is asked for and whatever stands beside it?
+
+    Raises:
+        ValueError: one of several passes of the same images (N, C, H, W) gives other logits than the first; or an image gets
+            others by itself or at another place in the batch.
+    """
+    first = model(images)
+    size = first.abs().max()
+    if any(bool((model(images) - first).abs().max() > 1e-3 * size) for _ in range(passes - 1)):
         raise ValueError(
             "the model gives other logits for the same images at each pass: one draw's verdict means nothing. Use the suite "
             "'random', or make_suite('adaptive', threat, draws=20)"
+        )
+    turned, alone = model(images.flip(0)).flip(0), torch.cat([model(image) for image in images.split(1)])
+    if any(bool((other - first).abs().max() > 0.02 * size) for other in (turned, alone)):
+        raise ValueError(
+            "what the model says of an image depends on the others in its batch, or on its place there; batches shrink as images "
+            "fall, so no verdict would be that of the model that you run: attack a form of it that takes each image by itself"
         )
 
 

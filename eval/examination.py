@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +18,7 @@ from purify.attacks import APGD, Attack, GradientPath, ThreatModel, eot, exact, 
 from purify.attacks.gradient import Model
 from purify.attacks.precision import Precision
 
-__all__ = ["Examination", "freeze", "in_float64"]
+__all__ = ["Examination", "freeze", "in_float64", "is_held"]
 
 
 @dataclass(kw_only=True)
@@ -147,6 +151,14 @@ class Examination:
         shares = torch.stack([self.clean(), *(self.under(self.attack(eps), path) for path in self.paths)])
         return shares.amin(0) if self.draws == 1 else shares[int(shares.mean(1).argmin())]
 
+    def strongest(self) -> str | None:
+        """The path along which the iterative checks attack: the exact gradient; where no gradient arrives, the path that leaves
+        least. None if there is none."""
+        if self.has_gradient:
+            return "exact"
+        others = [path for path in self.paths if path != "exact"]
+        return min(others, key=lambda path: float(self.under(self.attack(), path).mean()), default=None)
+
     def batches(self) -> list[slice]:
         """Parts of the images that are attacked at once."""
         size = self.batch_size or len(self.images)
@@ -166,7 +178,8 @@ class Examination:
 
 
 def freeze(model: Model, seed: int = 0) -> Model:
-    """The model with the same randomness at every pass: torch's own generator and those that its modules hold begin anew.
+    """The model with the same randomness at every pass: the generators of torch, NumPy and ``random``, and those that its modules
+    hold as attributes, begin anew. Randomness from elsewhere (:func:`is_held` tells) stays as it is.
 
     >>> noisy = lambda x: x.flatten(1) + torch.rand(len(x), 2)
     >>> x = torch.zeros(1, 1, 1, 2)
@@ -174,20 +187,57 @@ def freeze(model: Model, seed: int = 0) -> Model:
     (False, True)
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    generators = [value for module in modules for value in vars(module).values() if isinstance(value, torch.Generator)]
+    held = [_hold(value, seed) for module in modules for value in vars(module).values()]
+    sources = [*_global(seed), *(source for source in held if source is not None)]
 
     def frozen(images: Tensor) -> Tensor:
-        states = [generator.get_state() for generator in generators]
+        states = [read() for read, _, _ in sources]
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             torch.manual_seed(seed)
-            for generator in generators:
-                generator.manual_seed(seed)
+            for _, _, begin in sources:
+                begin()
             logits = model(images)
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        for (_, write, _), state in zip(sources, states, strict=True):
+            write(state)
         return logits
 
     return frozen
+
+
+_Source = tuple[Callable[[], Any], Callable[[Any], object], Callable[[], object]]
+"""How to read the state of a generator, to write it, and to begin anew."""
+
+
+def _global(seed: int) -> list[_Source]:
+    """Those of ``random`` and NumPy."""
+    numpy = np.random  # its old interface is what a defence may use
+    return [
+        (random.getstate, random.setstate, partial(random.seed, seed)),
+        (numpy.get_state, numpy.set_state, partial(numpy.seed, seed)),
+    ]
+
+
+def _hold(value: object, seed: int) -> _Source | None:
+    """Of an attribute that is a generator."""
+    if isinstance(value, torch.Generator):
+        return value.get_state, value.set_state, partial(value.manual_seed, seed)
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate, partial(value.seed, seed)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return (
+            partial(getattr, bits, "state"),
+            partial(setattr, bits, "state"),
+            partial(setattr, bits, "state", type(bits)(seed).state),
+        )
+    return None
+
+
+@torch.no_grad()
+def is_held(frozen: Model, images: Tensor) -> bool:
+    """Whether a model that :func:`freeze` has frozen does say the same of the same images (n, C, H, W) each time."""
+    first = frozen(images)
+    return all(torch.equal(frozen(images), first) for _ in range(3))
 
 
 def in_float64(model: Model, images: Tensor) -> Model | None:

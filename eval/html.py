@@ -129,6 +129,9 @@ def reproduce(report: Report) -> str:
         "checks": settings["check_images"],
         "norms": settings["norm_images"],
         "seed": settings["seed"],
+        **({} if settings.get("precision", "auto") == "auto" else {"precision": settings["precision"]}),
+        **({} if settings.get("batch_size") is None else {"batch-size": settings["batch_size"]}),
+        **about.get("options", {}),
     }
     return "purify evaluate " + " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
 

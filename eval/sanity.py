@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from purify.attacks import FGSM, Square, every_path, exact, verdict
+from purify.attacks import FGSM, Attack, Square, every_path, exact, verdict
+from purify.attacks.gradient import Model
 from purify.attacks.objective import make_objective
-from purify.eval.examination import Examination, freeze, in_float64
+from purify.eval.examination import Examination, freeze, in_float64, is_held
 from purify.eval.fakes import GradientKiller, HardQuantiser
 from purify.eval.intervals import wilson_interval
 from purify.eval.judge import covering
@@ -46,9 +47,17 @@ def _percent(share: Tensor) -> str:
     return f"{100 * float(share.mean()):.1f} %"
 
 
+def _along(path: str) -> str:
+    return "" if path == "exact" else f" (along {path})"
+
+
 def _s1(e: Examination) -> Answer:
-    single, iterative = e.under(FGSM(e.threat, early_stop=e.draws == 1)), e.under(e.attack())
-    return not PairedComparison.of(iterative, single).higher, f"FGSM leaves {_percent(single)}, APGD {_percent(iterative)}"
+    path = e.strongest()
+    if path is None:
+        return None, "there is no gradient to attack along"
+    single, iterative = e.under(FGSM(e.threat, early_stop=e.draws == 1), path), e.under(e.attack(), path)
+    words = f"FGSM leaves {_percent(single)}, APGD {_percent(iterative)}{_along(path)}"
+    return not PairedComparison.of(iterative, single).higher, words
 
 
 def eps_grid(e: Examination) -> list[float]:
@@ -81,12 +90,18 @@ def _s3(e: Examination) -> Answer:
 
 
 def _s4(e: Examination) -> Answer:
-    base = e.under(e.attack())
-    stronger = {"twice the steps": e.under(e.attack(steps=2 * e.steps)), "another start": e.under(e.attack(), again=1)}
+    path = e.strongest()
+    if path is None:
+        return None, "there is no gradient to attack along"
+    base = e.under(e.attack(), path)
+    stronger = {
+        "twice the steps": e.under(e.attack(steps=2 * e.steps), path),
+        "another start": e.under(e.attack(), path, again=1),
+    }
     if e.draws == 1:  # the least counts for each image; of two noisy shares the least would be too low
         stronger = {name: torch.minimum(base, share) for name, share in stronger.items()}
     else:
-        stronger["twice the draws"] = e.under(e.attack(), draws=2 * e.draws)
+        stronger["twice the draws"] = e.under(e.attack(), path, draws=2 * e.draws)
     chance = 0.05 if e.draws == 1 else 0.05 / len(stronger)
     bad = [
         name
@@ -96,12 +111,19 @@ def _s4(e: Examination) -> Answer:
         and found.first_only > found.second_only
     ]
     figures = ", ".join(f"{name}: {_percent(share)}" for name, share in stronger.items())
-    return not bad, f"APGD {e.steps} steps leaves {_percent(base)}; {figures}"
+    return not bad, f"APGD {e.steps} steps leaves {_percent(base)}; {figures}{_along(path)}"
 
 
 def _more(e: Examination, standing: Tensor, name: str, share: Tensor) -> tuple[bool, str]:
-    """Whether something breaks more of what stands than another start of the exact gradient does, beyond a few."""
-    control = int(((standing > 0) & (e.under(e.attack(), again=1) <= 0)).sum()) if e.has_gradient else 0
+    """Whether something breaks more of what stands than another start of the exact gradient does, beyond a few. Of a random
+    defence, which few images lose in every draw: whether it leaves a smaller share of the draws than either start, beyond chance
+    and by more than two points."""
+    again = e.under(e.attack(), again=1) if e.has_gradient else e.clean()
+    if e.draws > 1:
+        found = PairedComparison.of(min(standing, again, key=lambda shares: float(shares.mean())), share)
+        words = f"{name} leaves {_percent(share)} of the draws right of {_percent(standing)} (another start: {_percent(again)})"
+        return found.higher and found.difference > 0.02, words
+    control = int(((standing > 0) & (again <= 0)).sum()) if e.has_gradient else 0
     broken = int(((standing > 0) & (share <= 0)).sum())
     few = max(1, round(0.02 * len(standing)))
     return broken - control > few, f"{name} breaks {broken} of {int((standing > 0).sum())} that stood (another start: {control})"
@@ -166,6 +188,8 @@ def _s9(e: Examination) -> Answer:
     if not e.has_gradient:
         return None, "there is no gradient (S8)"
     model = freeze(precise, e.seed)
+    if not is_held(model, e.images[:8].double()):
+        return None, "its randomness cannot be held fixed (S10)"
     generator = torch.Generator(device=e.images.device).manual_seed(e.seed)
     # Away from the walls, and off the kinks on which flat parts of an image lie: there max-pooling has no one derivative.
     noise = torch.rand(e.images[:8].shape, generator=generator, dtype=torch.float64, device=generator.device)
@@ -196,14 +220,18 @@ def _s10(e: Examination) -> Answer:
     attack = e.attack()
     plain = e.under(attack, draws=1, verdicts=1)  # one draw for each, so that right or wrong is compared with right or wrong
     model, generator = freeze(e.model, e.seed), torch.Generator(device=e.images.device).manual_seed(e.seed)
-    held = torch.cat(
-        [
-            verdict(model, attack(model, e.images[rows], e.labels[rows], generator=generator).adversarial, e.labels[rows])[0][0]
-            for rows in e.batches()
-        ]
-    ).double()
+    if not is_held(model, e.images[:8]):
+        return False, "its randomness comes from elsewhere than torch, NumPy and random, and cannot be held fixed"
+    held = torch.cat([_adversarial_right(attack, model, e, rows, generator) for rows in e.batches()]).double()
     good = not PairedComparison.of(held, plain).higher and not PairedComparison.of(plain, held).higher
     return good, f"one attack without averaging leaves {_percent(plain)}, with the randomness held fixed {_percent(held)}"
+
+
+def _adversarial_right(attack: Attack, model: Model, e: Examination, rows: slice, generator: torch.Generator) -> Tensor:
+    """bool (n,): which images the model still classifies rightly after the attack on it, all in float32."""
+    images, labels = e.images[rows], e.labels[rows]
+    attacked = attack(model, images, labels, generator=generator, precision="float32").adversarial
+    return verdict(model, attacked, labels)[0][0]
 
 
 def _s11(e: Examination) -> Answer:

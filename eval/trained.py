@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +13,11 @@ from torch import nn
 from purify.checkpoint import list_checkpoints, load_classifier, load_denoiser
 from purify.data import ImageSet, Split, cache_folder
 from purify.training.catalogue import find_recipe, list_recipes
-from purify.training.loop import train
+from purify.training.loop import begun_with, train
 from purify.training.recipes import ClassifierRecipe, Recipe
 from purify.training.tasks import make_task
 
-__all__ = ["TRAINED", "trained_baseline", "trained_classifier"]
+__all__ = ["TRAINED", "trained_baseline", "trained_by", "trained_classifier"]
 
 TRAINED = ("linear", "dense", "dncnn", "magnet", "robust")
 """Names for :func:`trained_baseline`; ``purify train mnist-dense`` trains one without a table. ``robust`` is no purifier but a
@@ -28,7 +31,7 @@ def trained_baseline(name: str, data: str, training: ImageSet, validation: Image
         ValueError: no such recipe.
     """
     recipe = find_recipe(f"{data}-{name}")
-    path = recipe.name if recipe.name in list_checkpoints() else _trained(recipe, training, validation, quiet)
+    path = recipe.name if recipe.name in list_checkpoints() else trained_by(recipe, training, validation, quiet=quiet)
     return load_classifier(path) if name == "robust" else load_denoiser(path)
 
 
@@ -46,15 +49,20 @@ def trained_classifier(name: str, load_split: Callable[[str, Split], ImageSet], 
     if name in list_checkpoints() or name not in list_recipes():
         return load_classifier(name)
     recipe = find_recipe(name)
-    return load_classifier(_trained(recipe, load_split(recipe.dataset, "train"), load_split(recipe.dataset, "val"), quiet))
+    return load_classifier(
+        trained_by(recipe, load_split(recipe.dataset, "train"), load_split(recipe.dataset, "val"), quiet=quiet)
+    )
 
 
-def _trained(recipe: Recipe, training: ImageSet, validation: ImageSet, quiet: bool) -> Path:
-    """The checkpoint that a recipe makes, in the cache; trained if it is not there."""
-    folder = cache_folder() / "baselines" / recipe.name
-    path = folder / f"{recipe.name}.safetensors"
-    if path.exists():
-        return path
+def trained_by(recipe: Recipe, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> Path:
+    """The checkpoint that a recipe makes of these images, in the cache; trained if it is not there. Another recipe of that name,
+    other images or another classifier in front of which it learns make another one."""
     if isinstance(recipe, ClassifierRecipe) and not recipe.held_out:
         training = training.joined(validation)
-    return train(make_task(recipe, training, validation), recipe, training, folder, quiet=quiet)
+    task = make_task(recipe, training, validation)
+    made_of = json.dumps([dataclasses.asdict(recipe), begun_with(task, training)], sort_keys=True)
+    folder = cache_folder() / "baselines" / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
+    path = folder / f"{recipe.name}.safetensors"
+    if path.exists() and path.with_suffix(".json").exists():
+        return path
+    return train(task, recipe, training, folder, quiet=quiet)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
-from purify.data import ImageSet, cache_folder
+from purify.data import ImageSet
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report
+from purify.eval.trained import trained_by
 from purify.sparse import CodeName
 from purify.training.catalogue import find_recipe
-from purify.training.loop import train
 from purify.training.recipes import PurifierRecipe
-from purify.training.tasks import make_task
 
 __all__ = ["VARIANTS", "Variant", "compare_variants", "variant_recipe", "variants_markdown"]
 
@@ -70,7 +70,7 @@ def compare_variants(
     test: ImageSet,
     *,
     settings: Settings,
-    eps: float,
+    threat: ThreatModel,
     variants: tuple[Variant, ...] = VARIANTS,
     epochs: int | None = None,
     stores: Path | None = None,
@@ -84,14 +84,12 @@ def compare_variants(
         validation: images that the training is judged on.
         test: images to evaluate on.
         settings: of the evaluations.
-        eps: L∞ radius.
+        threat: of the attacks.
         variants: which ones.
         epochs: of each training; None: as many as the recipe has.
         stores: folder with one store a variant; None: nothing is kept.
         quiet: no progress bars.
     """
-    from purify.attacks import ThreatModel
-
     recipe = find_recipe(base)
     if not isinstance(recipe, PurifierRecipe):
         raise ValueError(f"{base} is no recipe of a sparse autoencoder")
@@ -99,15 +97,12 @@ def compare_variants(
     found = []
     for variant in variants:
         chosen = variant_recipe(recipe, variant, epochs)
-        folder = cache_folder() / "variants" / chosen.name
-        path = folder / f"{chosen.name}.safetensors"
-        if not path.exists():
-            path = train(make_task(chosen, training, validation), chosen, training, folder, quiet=quiet)
+        path = trained_by(chosen, training, validation, quiet=quiet)
         report = evaluate(
             wrap(classifier, load(path)),
             test,
             None,
-            ThreatModel("linf", eps),
+            threat,
             settings=settings,
             name=str(variant),
             about={"data": test.name, "classifier": recipe.classifier, "variant": str(variant)},

@@ -102,7 +102,9 @@ def _read(
 ) -> ImagePool:
     """``entries``: name of each file, and what changes with its content."""
     files, top, others = _images(source, entries)
-    nested = any(Path(n).parts[top] in _PARTS for n in files)
+    nested = any(_in_part(Path(n).parts, top) for n in files)
+    if not nested and all(Path(n).parts[top] in _PARTS for n in files):
+        raise ValueError(f"{source} has pictures right inside {files[0].rpartition('/')[0]}; expected train/class/file")
     found = sorted({Path(n).parts[top + nested] for n in files})
     classes = tuple(class_list) if class_list is not None else tuple(found)
     unknown = [c for c in found if c not in classes]
@@ -141,13 +143,18 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
         top += 1
     if meant := sorted({p for n in files if len(pictures[n]) >= top + 3 and (p := pictures[n][top]).lower() in _MEANT}):
         raise ValueError(f"{source} has the parts {', '.join(meant)}; call them {', '.join(_PARTS)}")
-    if not any(pictures[n][top] in _PARTS and len(pictures[n]) >= top + 3 for n in files):
+    inside = [n for n in files if _in_part(pictures[n], top)]
+    if not inside:
         return files, top, []
-    inside = [n for n in files if pictures[n][top] in _PARTS and len(pictures[n]) >= top + 3]
     others = [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if n not in set(inside)]
     for line in others:
         logger.warning("left out of %s: %s", source, line)
     return inside, top, others
+
+
+def _in_part(parts: Sequence[str], top: int) -> bool:
+    """Whether a file lies in a class folder of one of the parts; otherwise a folder of a part's name is a class."""
+    return parts[top] in _PARTS and len(parts) >= top + 3
 
 
 def _decode_all(

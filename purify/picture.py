@@ -85,7 +85,7 @@ def plain_picture(picture: Image.Image) -> Image.Image:
     if picture.mode == "1":
         return picture.convert("L")
     if picture.has_transparency_data:
-        clear = picture.convert("RGBA")
+        clear = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
         opaque = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         return opaque.convert("L" if picture.mode in ("L", "LA", "La") else "RGB")
     return picture.copy() if picture.mode in ("L", "RGB") else picture.convert("RGB")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from torch import nn
 
+import purify
+from purify.checkpoint import read_card, save
 from purify.cli import main
 from purify.eval.spectrum import AuditSettings
 
@@ -38,6 +43,28 @@ def test_command_writes_page_tables_and_numbers(tmp_path: Path, capsys: pytest.C
     figure = ElementTree.fromstring((folder / "gain.svg").read_text(encoding="utf-8"))
     assert figure.get("aria-label") == "Gain against natural variance"
     assert "## Margin spectrum" in (folder / "audit.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("quick_commands")
+def test_a_checkpoint_of_ones_own_stays_itself_beside_a_shipped_one_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = purify.load("digits-dsae")
+    with torch.no_grad():
+        own.atoms.mul_(-1)
+    path = tmp_path / "digits-dsae.safetensors"
+    save(own, read_card("digits-dsae"), path)
+    seen: dict[str, nn.Module] = {}
+
+    def audited(model: nn.Module, purifiers: dict[str, nn.Module], *_: object, **__: object) -> None:
+        seen.update(purifiers)
+        raise InterruptedError
+
+    monkeypatch.setattr("purify.eval.spectrum.spectral_audit", audited)
+    with contextlib.suppress(InterruptedError):
+        main(["audit", str(path), "--images", "6", "--natural", "100", "--out", str(tmp_path), "--quiet"])
+    assert torch.equal(seen["digits-dsae"].atoms, own.atoms)
+    assert torch.equal(seen["digits-dsae (shipped)"].atoms, purify.load("digits-dsae").atoms)
 
 
 @pytest.mark.usefixtures("quick_commands")

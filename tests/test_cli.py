@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from purify import list_checkpoints, load_dataset
+from purify.attacks import ThreatModel
 from purify.cli import main
+from purify.data import ImageSet
 from purify.eval import Settings, reference
 from purify.eval.tables import TABLES
 
@@ -92,6 +95,34 @@ def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "(1 unreadable images skipped)" in printed
     assert "n = 40" in printed
     assert "| jpeg | " in printed
+
+
+def test_variants_are_of_the_tables_data_and_threat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table may bear another name than its data set."""
+    asked: list[object] = []
+    digits = load_dataset("digits", "test")
+
+    def load(name: str, split: str, **_: object) -> ImageSet:
+        asked.append(name)
+        return digits
+
+    def compare(*_: object, threat: ThreatModel, **__: object) -> None:
+        asked.append(threat)
+        raise InterruptedError
+
+    monkeypatch.setattr("purify.commands.data_options.load_dataset", load)
+    monkeypatch.setattr("purify.eval.variants.compare_variants", compare)
+    with contextlib.suppress(InterruptedError):
+        main(["tables", "--variants", "--data", "cifar10-l2", "--out", str(tmp_path), "--quiet"])
+    assert asked == ["imagefolder:cifar10-jpeg.zip"] * 3 + [ThreatModel("l2", 0.5)]
+
+
+@pytest.mark.usefixtures("quick_commands")
+def test_the_page_says_how_it_is_made_again(tmp_path: Path) -> None:
+    few = ["--images", "6", "--suite", "fast", "--checks", "0", "--norms", "0", "--quiet", "--out", str(tmp_path)]
+    assert main(["evaluate", *few, "--purifier", "none", "--batch-size", "3", "--precision", "float32"]) == 0
+    page = (tmp_path / "digits.none.html").read_text(encoding="utf-8")
+    assert "--precision float32 --batch-size 3" in page
 
 
 @pytest.mark.usefixtures("short_attacks", "quick_commands")

@@ -239,6 +239,20 @@ def test_what_lies_elsewhere_is_no_class(tmp_path: Path) -> None:
         purify.load_dataset(f"imagefolder:{folder}", "test")
 
 
+def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
+    """Cars, trains and boats; and pictures without class folders are not classes of one picture each."""
+    folder = make_folder(tmp_path / "pictures", per_class=10)
+    (folder / "bee").rename(folder / "train")
+    images = purify.load_dataset(f"imagefolder:{folder}", "train")
+    assert images.classes == ("ant", "train")
+    assert set(images.labels.tolist()) == {0, 1}
+    for part in ("train", "test"):
+        (tmp_path / "flat" / part).mkdir(parents=True)
+        (tmp_path / "flat" / part / "0.png").write_bytes(picture(0))
+    with pytest.raises(ValueError, match="has pictures right inside test; expected train/class/file"):
+        purify.load_dataset(f"imagefolder:{tmp_path / 'flat'}", "train")
+
+
 def test_a_damaged_member_of_a_zip_is_skipped(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pictures")
     with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:  # stored, so that its bytes can be found

@@ -9,7 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purify.attacks import APGD, AutoAttack, Entry, RandomSearch, Square, Suite, ThreatModel, every_path, make_suite, run_suite
+from purify.attacks import (
+    APGD,
+    PGD,
+    AutoAttack,
+    Entry,
+    RandomSearch,
+    Square,
+    Suite,
+    ThreatModel,
+    check_deterministic,
+    eot,
+    every_path,
+    exact,
+    make_suite,
+    run_suite,
+)
 from purify.attacks.suite import SUITES
 
 LINF = ThreatModel("linf", 0.1)
@@ -167,6 +182,67 @@ def test_random_defences_need_draws(toy: nn.Module, batch: tuple[Tensor, Tensor]
     noisy, _ = noisy_logits(toy, batch[0])
     with pytest.raises(ValueError, match="other logits for the same images at each pass"):
         run_suite(make_suite("fast", SMALL), noisy, *batch)
+
+
+def test_one_coin_for_all_images_of_a_pass_is_noticed(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Two passes would agree half of the time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def coin(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images.flip(-1) if torch.rand((), generator=generator) < 0.5 else images)
+        return logits
+
+    for _ in range(4):
+        with pytest.raises(ValueError, match="other logits for the same images at each pass"):
+            check_deterministic(coin, batch[0][:4])
+
+
+def test_a_model_that_looks_at_its_whole_batch_is_refused(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Noise from a fixed seed, the same at each pass and other for an image in another batch; a stretch over the batch."""
+
+    def fixed_noise(images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        logits: Tensor = toy((images + 0.5 * noise).clamp(0, 1))
+        return logits
+
+    def stretched(images: Tensor) -> Tensor:
+        logits: Tensor = toy((images - images.amin()) / (images.amax() - images.amin()) * images.mean())
+        return logits
+
+    for model in (fixed_noise, stretched):
+        with pytest.raises(ValueError, match="depends on the others in its batch"):
+            run_suite(make_suite("fast", SMALL), model, *batch)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_no_answer_is_a_break_whatever_the_label(label: int) -> None:
+    """A model that gives NaN on a part of the ball; the largest of nothing but NaN is the class 0."""
+
+    def model(images: Tensor) -> Tensor:
+        grey = images.mean((1, 2, 3))
+        sign = 1.0 if label == 0 else -1.0
+        logits = torch.stack([sign * (5 - grey), sign * (grey - 5)], 1)
+        return torch.where((grey > 0.55)[:, None], torch.nan, logits)
+
+    images, labels = torch.full((3, 1, 2, 2), 0.5), torch.full((3,), label)
+    result = PGD(ThreatModel("linf", 0.1), steps=5)(model, images, labels)
+    assert result.success.all()
+    assert run_suite(make_suite("fast", ThreatModel("linf", 0.1)), model, images, labels).robust.tolist() == [0, 0, 0]
+
+
+def test_one_unlucky_draw_of_the_clean_image_ends_no_attack() -> None:
+    """Behind noise an image that is wrong in the first draw, and hardly ever, is attacked like the others."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(images: Tensor) -> Tensor:
+        margin = 4 * images.mean((1, 2, 3)) - 1  # 1.0 clean, 0.6 at the edge of the ball
+        margin = margin + torch.randn(margin.shape, generator=generator)
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+    images, labels = torch.full((200, 1, 2, 2), 0.5), torch.zeros(200, dtype=torch.long)
+    attack = APGD(ThreatModel("linf", 0.1), steps=10, early_stop=False)
+    result = attack(noisy, images, labels, gradient=eot(exact(noisy), 20))
+    assert float((result.distance > 0.09).float().mean()) > 0.98
 
 
 def test_a_random_defence_is_scored_by_expectation(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

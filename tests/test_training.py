@@ -19,16 +19,16 @@ from conftest import classify_quickly
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import PGD, ThreatModel
+from purify.attacks import FGSM, PGD, ThreatModel
 from purify.checkpoint import load_denoiser, read_card
 from purify.cli import main
 from purify.cost import count_macs
 from purify.denoisers import build_denoiser
-from purify.training.augmentation import augment
 from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
 from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustRecipe
 from purify.training.tasks import DenoisingTask, PurifierTask, make_task
+from purify.training.validation import accuracy, attack_in_parts
 
 
 def short(name: str = "digits-dsae", **changes: object) -> Recipe:
@@ -256,65 +256,37 @@ def test_disagreement_is_its_formula() -> None:
     assert all(p.grad is None for p in classifier.parameters())
 
 
-def test_augmentation() -> None:
-    x = torch.rand(6, 1, 9, 9)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(x, short(shift=0, rotate=0, zoom=0), generator), x)
-    moved = augment(x, short(shift=2, rotate=10, zoom=0.1), generator)
-    assert moved.shape == x.shape
-    assert moved.min() >= 0
-    assert moved.max() <= 1
-    assert not torch.equal(moved, x)
-    mirrored = augment(x, short(shift=0, rotate=0, zoom=0, flip=True), generator)
-    same = [torch.allclose(m, i, atol=1e-5) for m, i in zip(mirrored, x, strict=True)]
-    turned = [torch.allclose(m, i.flip(-1), atol=1e-5) for m, i in zip(mirrored, x, strict=True)]
-    assert all(a or b for a, b in zip(same, turned, strict=True))
-    assert any(same)
-    assert any(turned)
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
+    """No batch statistics can be taken of it."""
+    recipe = dataclasses.replace(find_recipe("digits-shufflenet"), name="odd", epochs=1, batch_size=32)  # type: ignore[call-arg]
+    training, validation = (purify.load_dataset("digits", s) for s in ("train", "val"))  # type: ignore[arg-type]
+    task = make_task(recipe, training.first(33), validation)
+    sizes: list[int] = []
+    real = task.loss
+
+    def loss(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        sizes.append(len(images))
+        return real(images, labels, generator)
+
+    task.loss = loss  # type: ignore[method-assign]
+    train(task, recipe, training.first(33), tmp_path, quiet=True)
+    assert sizes == [32]
 
 
-def test_crops_are_whole_pixels_of_the_padded_image() -> None:
-    x = torch.rand(12, 3, 8, 6)
-    cropped = augment(x, short(shift=0, rotate=0, zoom=0, crop=2), torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
-    places = [
-        [(i, j) for i in range(5) for j in range(5) if torch.equal(out, image[:, i : i + 8, j : j + 6])]
-        for out, image in zip(cropped, padded, strict=True)
-    ]
-    assert all(len(found) == 1 for found in places)
-    assert len({found[0] for found in places}) > 4
+def test_large_pictures_are_validated_in_parts() -> None:
+    sizes = []
 
+    def model(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return images.mean((2, 3))
 
-def test_windows_are_cut_out_of_each_image_at_its_own_place() -> None:
-    x = torch.rand(12, 3, 8, 6)
-    windows = augment(x, short(shift=0, rotate=0, zoom=0, window=4), torch.Generator().manual_seed(0))
-    assert windows.shape == (12, 3, 4, 4)
-    places = [
-        [(i, j) for i in range(5) for j in range(3) if torch.equal(out, image[:, i : i + 4, j : j + 4])]
-        for out, image in zip(windows, x, strict=True)
-    ]
-    assert all(len(found) == 1 for found in places)
-    assert len({found[0] for found in places}) > 4
-    with pytest.raises(ValueError, match=r"recipe .*: window is 7, but the images are \(8, 6\)"):
-        augment(x, short(shift=0, rotate=0, zoom=0, window=7), torch.Generator().manual_seed(0))
-
-
-def test_cutout_blackens_one_square_of_each_image() -> None:
-    x = torch.full((40, 3, 10, 9), 0.5)
-    cut = augment(x, short(shift=0, rotate=0, zoom=0, cutout=4), torch.Generator().manual_seed(0))
-    gone = cut == 0
-    assert torch.equal(cut[~gone], x[~gone])
-    assert bool((gone == gone[:, :1]).all())  # all channels alike
-    areas = set()
-    for image in gone[:, 0]:
-        rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
-        height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
-        assert int(image.sum()) == height * width  # a whole rectangle, cut off at the border only
-        assert 2 <= height <= 4
-        assert 2 <= width <= 4
-        areas.add((height, width))
-    assert (4, 4) in areas
-    assert len(areas) > 1
+    images, labels = torch.rand(24, 3, 224, 224), torch.arange(24) % 3
+    whole = float((images.mean((2, 3)).argmax(1) == labels).float().mean())
+    assert accuracy(model, images, labels) == whole
+    assert sizes == [10, 10, 4]
+    attacked, broken = attack_in_parts(FGSM(ThreatModel("linf", 0.1)), model, images, labels)
+    assert attacked.shape == images.shape
+    assert torch.equal(broken, model(attacked).argmax(1) != labels)
 
 
 @pytest.mark.parametrize("momentum", [True, False])

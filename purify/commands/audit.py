@@ -150,7 +150,8 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
     shipped = [name for name in (f"{family}-dense", f"{family}-dsae", f"{family}-dsae-robust") if name in list_checkpoints()]
     for name in command.against or shipped:
         if name != purifier:
-            purifiers[Path(name).stem] = load_any(name)
+            stem = Path(name).stem
+            purifiers[stem if stem not in purifiers else f"{stem} ({'shipped' if name == stem else name})"] = load_any(name)
     natural, _ = training.first(settings.natural).batch(slice(None))
     return spectral_audit(
         model, purifiers, natural, *test.batch(slice(None)), ThreatModel(norm, eps), settings=settings, quiet=command.quiet

@@ -23,6 +23,11 @@ class DataOptions:
     class_list: Path | None = None
     """For imagefolder: text file with one class folder's name a line, in label order."""
 
+    def reading(self) -> dict[str, str]:
+        """The options that decide how a folder is read, those that were given, as on the command line."""
+        options = {"size": self.size, "resize": self.resize, "class-list": self.class_list}
+        return {name: str(value) for name, value in options.items() if value is not None}
+
     def load(self, name: str, split: Split) -> ImageSet:
         """One split of a data set, found as these options say."""
         return load_dataset(name, split, data_root=self.data_root, size=self.size, resize=self.resize, class_list=self.class_list)

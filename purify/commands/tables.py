@@ -181,11 +181,11 @@ def _variants(command: TablesCommand) -> int:
         spec = TABLES[name]
         found = compare_variants(
             spec.purifiers[0],
-            command.load(name, "train"),
-            command.load(name, "val"),
-            command.load(name, "test").first(command.images or spec.images),
+            command.load(spec.data, "train"),
+            command.load(spec.data, "val"),
+            command.load(spec.data, "test").first(command.images or spec.images),
             settings=replace(spec.settings, seed=command.seed, suite=command.suite or spec.settings.suite),
-            eps=spec.threat.eps,
+            threat=spec.threat,
             epochs=command.epochs,
             stores=command.out / "stores",
             quiet=command.quiet,

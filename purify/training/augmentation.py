@@ -35,7 +35,11 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     mirror = draw[4].sign() if recipe.flip else torch.ones(n)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     across, down = draw[2] * recipe.shift * 2 / w, draw[3] * recipe.shift * 2 / h
-    matrix = torch.stack([torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], 1)
+    rows = (
+        [cos * mirror, -sin * h / w, across],
+        [sin * mirror * w / h, cos, down],
+    )  # in units of half the width and half the height
+    matrix = torch.stack([torch.stack(row, 1) for row in rows], 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
 

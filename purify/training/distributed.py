@@ -9,7 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["anywhere", "average_gradients", "is_first", "rank", "same_everywhere", "start", "wait", "world_size"]
+__all__ = [
+    "anywhere",
+    "average_gradients",
+    "is_first",
+    "rank",
+    "same_everywhere",
+    "share_buffers",
+    "start",
+    "wait",
+    "world_size",
+]
 
 
 def start() -> None:
@@ -53,6 +63,14 @@ def average_gradients(module: nn.Module) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers (batch statistics), which it also saves: a run that was stopped goes on as one
+    that was not."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def anywhere(condition: bool) -> bool:

@@ -107,13 +107,9 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     distributed.start()
-    begun_with = {
-        "training images": f"{len(data)} {fingerprint_images(data, at_most=_LOOKED_AT)}",
-        "classifiers": " ".join(map(fingerprint_model, task.classifiers)),
-    }
-    run = _Run(task, recipe, folder, quiet, begun_with)
+    run = _Run(task, recipe, folder, quiet, begun_with(task, data))
     run.resume()
-    steps = math.ceil(len(data) / recipe.batch_size)
+    steps = _steps(len(data), recipe.batch_size)
     with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):
         while run.epoch < recipe.epochs:
             started, first = time.perf_counter(), run.batch
@@ -141,14 +137,30 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                 left = rate * ((recipe.epochs - run.epoch) * len(data) - done)
                 bar.set_postfix({**{k: f"{v:.4g}" for k, v in shown.items()}, "all": tqdm.format_interval(left)}, refresh=False)
                 if distributed.anywhere(interrupted()):
+                    run.seconds += time.perf_counter() - started
                     run.save()
                     raise TrainingInterruptedError(
                         f"stopped in epoch {run.epoch + 1} after {run.batch} of {steps} batches; "
                         f"saved in {folder}; the same command goes on from here"
                     )
             bar.close()
-            run.finish_epoch(time.perf_counter() - started, len(data) - first * recipe.batch_size)
+            run.finish_epoch(time.perf_counter() - started, max(len(data) - first * recipe.batch_size, 0))
     return run.export()
+
+
+def begun_with(task: Task, data: ImageSet) -> dict[str, str]:
+    """What a run depends on beside its recipe: digests of the training images and of the frozen classifiers."""
+    return {
+        "training images": f"{len(data)} {fingerprint_images(data, at_most=_LOOKED_AT)}",
+        "classifiers": " ".join(map(fingerprint_model, task.classifiers)),
+    }
+
+
+def _steps(images: int, batch_size: int) -> int:
+    """Batches of an epoch. A last one that would give some process a single image, of which no batch statistics can be taken, is
+    left out (other images, each epoch)."""
+    rest, enough = images % batch_size, 2 * distributed.world_size()
+    return math.ceil(images / batch_size) - (images > batch_size >= enough and 0 < rest < enough)
 
 
 class _Run:
@@ -203,6 +215,7 @@ class _Run:
         distributed.average_gradients(self.task.model)
         nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
         self.optimizer.step()
+        distributed.share_buffers(self.task.model)
         if self.averaged is not None:
             self.averaged.update_parameters(self.task.model)
         self.total_steps += 1
@@ -233,6 +246,7 @@ class _Run:
 
     def save(self) -> None:
         """Write ``state.pt`` atomically; the first process does, and all wait for it."""
+        distributed.same_everywhere(self.task.state().values())
         if distributed.is_first():
             self._write()
         distributed.wait()
@@ -331,7 +345,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels only, not biases, norms and thresholds."""
+    """Decay what has several dimensions (matrices, kernels, the offset of the picture), not biases, norms and thresholds."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [
         {"params": [p for name, p in trained if p.ndim > 1 and "threshold" not in name], "weight_decay": weight_decay},

@@ -17,6 +17,7 @@ from purify.training.features import LastFeatures, feature_error
 from purify.training.frozen import frozen_classifier
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
+from purify.training.validation import accuracy, attack_in_parts
 from purify.training.warm_start import first_weights
 
 __all__ = ["RobustTask", "Student"]
@@ -150,9 +151,9 @@ class RobustTask(Task):
         attack = APGD(threat, steps=self.recipe.validation_steps)
         clean, robust = [], []
         for defended, soft in zip(self._pipelines(model, exact_clip=True), self._pipelines(model), strict=True):
-            result = attack(defended, self.images, self.labels, gradient=exact(soft))
-            clean.append(float((defended(self.images).argmax(1) == self.labels).float().mean()))
-            robust.append(float((~result.success).float().mean()))
+            _, broken = attack_in_parts(attack, defended, self.images, self.labels, exact(soft))
+            clean.append(accuracy(defended, self.images, self.labels))
+            robust.append(float((~broken).float().mean()))
         statistics = model.purifier.statistics(self.images)
         return {
             "val_clean": min(clean),

@@ -28,12 +28,10 @@ from purify.training.recipes import (
     RobustRecipe,
 )
 from purify.training.robust_task import RobustTask
+from purify.training.validation import VALIDATED, accuracy, attack_in_parts
 from purify.training.warm_start import first_weights
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
-
-_VALIDATED = 500
-"""Images of the validation split on which each epoch is judged."""
 
 
 def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifier: nn.Module | None = None) -> Task:
@@ -95,7 +93,7 @@ class RobustClassifierTask(ClassifierTask):
     def __init__(self, recipe: RobustClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
         super().__init__(recipe, training, validation)
         self.robust = recipe
-        self.attacked, self.labels = validation.first(_VALIDATED).batch(slice(None))
+        self.attacked, self.labels = validation.first(VALIDATED).batch(slice(None))
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy on attacked images; the attack sees the network as it classifies, the step as it learns."""
@@ -111,8 +109,8 @@ class RobustClassifierTask(ClassifierTask):
         """Clean accuracy, and accuracy under PGD with 20 steps on the first images, unless they were learnt from."""
         if not self.robust.held_out:
             return {}
-        result = PGD(ThreatModel("linf", self.robust.eps), steps=20)(model, self.attacked, self.labels)
-        return {**super().validate(model), "val_pgd": float((~result.success).float().mean())}
+        _, broken = attack_in_parts(PGD(ThreatModel("linf", self.robust.eps), steps=20), model, self.attacked, self.labels)
+        return {**super().validate(model), "val_pgd": float((~broken).float().mean())}
 
 
 class DenoisingTask(Task):
@@ -136,7 +134,7 @@ class DenoisingTask(Task):
         )
         self.classifiers = [self.classifier]
         self.features = LastFeatures(self.classifier) if recipe.feature_weight else None
-        self.clean, self.labels = validation.first(_VALIDATED).batch(slice(None))
+        self.clean, self.labels = validation.first(VALIDATED).batch(slice(None))
         self.attacked: Tensor | None = None
 
     def disagreement(self, images: Tensor, purified: Tensor) -> Tensor:
@@ -182,16 +180,17 @@ class DenoisingTask(Task):
         """Clean accuracy behind the denoiser, and accuracy under an oblivious PGD at the largest eps."""
         if self.attacked is None:
             attack = PGD(ThreatModel("linf", self.denoising.eps[1]), steps=20, early_stop=False)
-            self.attacked = attack(self.classifier, self.clean, self.labels).adversarial
+            self.attacked, _ = attack_in_parts(attack, self.classifier, self.clean, self.labels)
 
-        def accuracy(images: Tensor) -> float:
-            return float((self.classifier(images).argmax(1) == self.labels).float().mean())
+        def defended(images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(model(images))
+            return logits
 
         return {
-            "val_clean": accuracy(model(self.clean)),
-            "val_clean_undefended": accuracy(self.clean),
-            "val_oblivious_pgd": accuracy(model(self.attacked)),
-            "val_oblivious_undefended": accuracy(self.attacked),
+            "val_clean": accuracy(defended, self.clean, self.labels),
+            "val_clean_undefended": accuracy(self.classifier, self.clean, self.labels),
+            "val_oblivious_pgd": accuracy(defended, self.attacked, self.labels),
+            "val_oblivious_undefended": accuracy(self.classifier, self.attacked, self.labels),
         }
 
 
