@@ -86,8 +86,9 @@ class Attack(ABC):
                 stacklevel=2,
             )
         images = images.detach().clamp(0, 1)  # where rounding has left it
+        labels, targets = labels.long(), None if targets is None else targets.long()
         logits, passes = _answers(model, images, average=not getattr(self, "early_stop", True))
-        _check_logits(logits, images)
+        check_logits(logits, images)
         check_labels(labels, images, classes=logits.shape[1])
         if targets is not None:
             check_labels(targets, images, classes=logits.shape[1])
@@ -139,7 +140,8 @@ def _answers(model: Model, images: Tensor, *, average: bool) -> tuple[Tensor, in
     return torch.stack([logits, again, *(model(images) for _ in range(18))]).mean(0), 20
 
 
-def _check_logits(logits: Tensor, images: Tensor) -> None:
+def check_logits(logits: Tensor, images: Tensor) -> None:
+    """Raises ValueError for anything but finite logits (N, classes) of two classes or more for images (N, C, H, W)."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"expected the model to give logits ({len(images)}, classes), got {came}")

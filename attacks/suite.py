@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from purify.attacks.apgd import APGD, TargetedAPGD
-from purify.attacks.attack import Attack
+from purify.attacks.attack import Attack, check_logits
 from purify.attacks.fmn import FMN
 from purify.attacks.gradient import GradientPath, Model, eot, exact
 from purify.attacks.memory import batch_size_from_memory
@@ -21,6 +21,7 @@ from purify.attacks.precision import Precision, steps_in_bfloat16
 from purify.attacks.result import margin
 from purify.attacks.square import Square
 from purify.attacks.threat import ThreatModel
+from purify.images import check_images, check_labels
 
 __all__ = [
     "SUITES",
@@ -234,7 +235,9 @@ def run_suite(
     Raises:
         TypeError, ValueError: see :class:`Attack`; or the model is random and the suite is for deterministic ones.
     """
-    run = _Run(suite, model, images, labels, batch_size or batch_size_from_memory(model, images), precision)
+    check_images(images)
+    check_labels(labels, images)
+    run = _Run(suite, model, images, labels.long(), batch_size or batch_size_from_memory(model, images), precision)
     chosen = dict(paths or {"exact": exact(model)})
     broken = dict.fromkeys(chosen, 0)
     for entry in suite.entries:
@@ -335,13 +338,14 @@ def check_deterministic(model: Model, images: Tensor, passes: int = 8) -> None:
             others by itself or at another place in the batch.
     """
     first = model(images)
+    check_logits(first, images)
     size = first.abs().max()
     if any(bool((model(images) - first).abs().max() > 1e-3 * size) for _ in range(passes - 1)):
         raise ValueError(
             "the model gives other logits for the same images at each pass: one draw's verdict means nothing. Use the suite "
             "'random', or make_suite('adaptive', threat, draws=20)"
         )
-    turned, alone = model(images.flip(0)).flip(0), torch.cat([model(image) for image in images.split(1)])
+    turned, alone = model(images.flip(0)).flip(0), torch.cat([model(image) for image in torch.split(images, 1)])
     if any(bool((other - first).abs().max() > 0.02 * size) for other in (turned, alone)):
         raise ValueError(
             "what the model says of an image depends on the others in its batch, or on its place there; batches shrink as images "

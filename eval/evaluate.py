@@ -182,6 +182,10 @@ def _source(images: Tensor | ImageSource, labels: Tensor | None) -> ImageSource:
         if labels is None:
             raise ValueError("images without labels: give labels (N,), or a data set in the place of the images")
         source: ImageSource = TensorImages(images, labels)
+    elif labels is not None:
+        raise ValueError("a data set has labels of its own: give labels beside a tensor of images only")
+    elif not hasattr(images, "batch"):
+        raise TypeError(f"expected images as a tensor (N, C, H, W), or a data set, got {type(images).__name__}")
     else:
         source = images
     if len(source) == 0:

@@ -33,4 +33,4 @@ class TensorImages:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels at ``indices``."""
-        return self.images[indices], self.labels[indices]
+        return self.images[indices], self.labels[indices].long()

@@ -15,6 +15,7 @@ from torch import nn
 from purify.attacks import ThreatModel
 from purify.checkpoint import load, load_classifier
 from purify.classifier import wrap
+from purify.compatibility import check_classifier_fits
 from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_dataset
 from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make_baseline
 from purify.eval.evaluate import Settings, evaluate
@@ -182,10 +183,13 @@ class DefenceTable:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write ``<table>.md``, ``<table>.json`` and ``<table>.<defence>.csv`` (one row an image); returns what was written."""
+        """Write ``<table>.md``, ``<table>.json`` and ``<table>.<defence>.csv`` (one row an image); returns what was written:
+        nothing for a table that was not run where there is one already."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = self.spec.stem
         table, figures = folder / f"{stem}.md", folder / f"{stem}.json"
+        if self.not_run and figures.exists():
+            return []  # what was measured when the data were at hand stays
         table.write_text(self.markdown() + "\n", encoding="utf-8")
         figures.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         measured = (report for report in self.reports if report.per_image)
@@ -236,6 +240,8 @@ def defence_table(
         for path in spec.other_classifiers
         if any(_parts(name)[1] == Path(path).stem for name in wanted)
     }
+    for other, module in classifiers.items():
+        check_classifier_fits(module, test, other or spec.classifier)
     for name in wanted:
         purifier, other = purifiers[_parts(name)[0]], _parts(name)[1]
         if purifier is None:

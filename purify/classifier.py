@@ -67,6 +67,10 @@ class PurifiedClassifier(nn.Module):
             check_images(images)
             self._check_dtype(images)
         purified: Tensor = self.purifier(images)
+        if self.validate and not torch.compiler.is_compiling() and purified.shape != images.shape:
+            raise ValueError(
+                f"the purifier made images {tuple(purified.shape)} of images {tuple(images.shape)}: expected no change"
+            )
         return purified
 
     def undefended(self, images: Tensor) -> Tensor:

@@ -85,7 +85,13 @@ class ImageSet:
         return self.pixels[rows].contiguous().float().div_(255), self.labels[indices]
 
     def first(self, count: int | None) -> ImageSet:
-        """The first ``count`` images (all of them for ``None`` or a larger number)."""
+        """The first ``count`` images (all of them for ``None`` or a larger number).
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if count is not None and count < 0:
+            raise ValueError(f"expected a number of images, got {count}")
         end = len(self) if count is None else min(count, len(self))
         if self.rows is None:
             return replace(self, pixels=self.pixels[:end], labels=self.labels[:end])

@@ -23,6 +23,7 @@ from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import PurifierRecipe
 from purify.training.tasks import make_task
+from purify.training_mode import layers_in_training
 
 __all__ = ["Fitted", "fit", "fit_to", "suggest_recipe"]
 
@@ -96,6 +97,7 @@ def fit(
         labels, classes = _ask(whole, pixels)
     else:
         check_labels(labels, images)
+        labels = labels.long()
         classes = int(labels.max()) + 1
     parts = split_indices(labels, _SHARES)
     names = tuple(map(str, range(classes)))
@@ -139,6 +141,9 @@ def fit_to(
             f"{count} images are too few: nothing is left for {' and '.join(empty)} (train, val, test are {_SHARES[0]:.0%}, "
             f"{_SHARES[1]:.0%} and {_SHARES[2]:.0%} of images without such parts)"
         )
+    if classifier.training or (layers := layers_in_training(classifier)):
+        where = "" if classifier.training else f", in {', '.join(layers[:3])}"
+        raise ValueError(f"the classifier is in training mode{where}, and would change: call model.eval() first")
     recipe = suggest_recipe(training, eps=eps, epochs=epochs, seed=seed)
     if recipe.window and not _takes(classifier, training.image_shape[0], recipe.window):
         recipe = replace(recipe, window=0)
@@ -209,7 +214,7 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
         flip=colour,
         noise=min(2.0 * strength, 0.4),
         eps=(strength / 2, strength),
-        epochs=epochs or max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))),
+        epochs=epochs if epochs is not None else max(2, math.ceil(steps / math.ceil(len(training) / recipe.batch_size))),
         seed=seed,
     )
 

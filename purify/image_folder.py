@@ -24,7 +24,7 @@ __all__ = ["ImagePool", "read_image_folder"]
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 _PARTS = ("train", "val", "test")
 _MEANT = {"training", "testing", "valid", "validation", "dev", "eval"}
 """What others call them."""
@@ -80,8 +80,10 @@ def read_image_folder(
     """
     if resize is not None and (size is None or resize < size):
         raise ValueError(f"expected a size to crop to, and a resize of at least that, got size {size}, resize {resize}")
+    if size is not None and size < 1:
+        raise ValueError(f"expected a size of at least one pixel, got {size}")
     if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
+        with _opened(source) as archive:
             entries = {e.filename: f"{e.file_size} {e.CRC}" for e in archive.infolist() if not e.is_dir()}
             return _read(source, entries, archive.read, cache, size, resize, class_list)
     if not source.is_dir():
@@ -89,6 +91,13 @@ def read_image_folder(
     paths = {p.relative_to(source).as_posix(): p.stat() for p in source.rglob("*") if p.is_file()}
     entries = {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in paths.items()}
     return _read(source, entries, lambda name: (source / name).read_bytes(), cache, size, resize, class_list)
+
+
+def _opened(source: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(source)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"the zip {source} is damaged: {error}") from error
 
 
 def _read(
@@ -102,6 +111,7 @@ def _read(
 ) -> ImagePool:
     """``entries``: name of each file, and what changes with its content."""
     files, top, others = _images(source, entries)
+    others += _without_pictures(source, entries, files, top)
     nested = any(_in_part(Path(n).parts, top) for n in files)
     if not nested and all(Path(n).parts[top] in _PARTS for n in files):
         raise ValueError(f"{source} has pictures right inside {files[0].rpartition('/')[0]}; expected train/class/file")
@@ -150,6 +160,18 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
     for line in others:
         logger.warning("left out of %s: %s", source, line)
     return inside, top, others
+
+
+def _without_pictures(source: Path, names: Iterable[str], files: list[str], top: int) -> list[str]:
+    """Folders beside the class folders with files in them, none of which is a picture: no classes, and said to be none."""
+    nested = any(_in_part(Path(n).parts, top) for n in files)
+    depth = top + nested
+    around = [Path(n).parts for n in names if len(Path(n).parts) >= depth + 2 and (not nested or Path(n).parts[top] in _PARTS)]
+    beside = {parts[depth] for parts in around if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
+    empty = sorted(beside - {Path(n).parts[depth] for n in files})
+    for folder in empty:
+        logger.warning("left out of %s: %s has no picture in it, and is no class", source, folder)
+    return [f"{folder}: no picture in it" for folder in empty]
 
 
 def _in_part(parts: Sequence[str], top: int) -> bool:

@@ -12,7 +12,10 @@ __all__ = ["Normalize", "NormalizedClassifier", "built_in_normalisation", "logit
 
 
 class Normalize(nn.Module):
-    """(x − mean) / std for each channel, on the input's device and in its dtype; images (N, C, H, W)."""
+    """(x − mean) / std for each channel, on the input's device and in its dtype; images (N, C, H, W).
+
+    One mean and one std serve any number of channels.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -26,7 +29,16 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise.
+
+        Raises:
+            TypeError: bytes, or other integers.
+            ValueError: another number of channels.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"expected float images in [0, 1], got {images.dtype}: divide bytes by 255")
+        if len(self.mean) not in (1, images.shape[-3]):
+            raise ValueError(f"expected images with {len(self.mean)} channels, got {images.shape[-3]}")
         return (images - self.mean.to(images)) / self.std.to(images)
 
     def extra_repr(self) -> str:

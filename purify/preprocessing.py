@@ -97,7 +97,10 @@ def preprocessing_of(weights: Any) -> Preprocessing:
     torch.Size([1, 3, 224, 224])
     """
     if isinstance(weights, str):
-        weights = torchvision.models.get_weight(weights)
+        try:
+            weights = torchvision.models.get_weight(weights)
+        except KeyError as error:
+            raise ValueError(f"torchvision has no weights {weights}") from error
     if hasattr(weights, "transforms"):
         return _of_torchvision(weights)
     if hasattr(weights, "image_mean") and hasattr(weights, "image_std"):

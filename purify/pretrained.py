@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -60,9 +60,12 @@ def _from_file(model: str, path: Path) -> nn.Module:
     safe = path.suffix == ".safetensors"
     try:
         state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    except pickle.UnpicklingError as error:  # its own message advises to run the code that such a file may hold
+        raise ValueError(f"{path} cannot be read as a state dict: it is damaged, or holds code beside tensors") from error
+    except Exception as error:  # torch.load raises nearly anything on files that are not its own
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a state dict: {said}") from error
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict: expected names and tensors")
     classes = _classes(model, state)
     network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **_options(model, classes))

@@ -172,7 +172,7 @@ def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tables", "--data", "mnist", "--data-root", str(tmp_path), "--out", str(tmp_path), "--quiet"]) == 0
+    assert main(["tables", "--data", "mnist", "--data-root", str(tmp_path), "--out", str(tmp_path), "--quiet"]) == 1
     assert "Not run: mnist is not here" in capsys.readouterr().out
     assert "Not run" in (tmp_path / "mnist.md").read_text(encoding="utf-8")
 

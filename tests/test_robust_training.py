@@ -291,7 +291,9 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     start, _ = make(READ)
     moved = (alone.model.purifier.atoms - start.model.purifier.atoms).flatten()
     together = (first["purifier.atoms"] - start.model.purifier.atoms).flatten()
-    assert float(torch.nn.functional.cosine_similarity(moved.detach(), together.detach(), dim=0)) > 0.6  # the same descent, with other noise
+    assert (
+        float(torch.nn.functional.cosine_similarity(moved.detach(), together.detach(), dim=0)) > 0.6
+    )  # the same descent, with other noise
 
 
 # ---- a purifier where it was not trained to be

@@ -69,7 +69,9 @@ def audit(command: AuditCommand) -> int:
     data, classifier = command.data or card.dataset, command.classifier or trained_with
     if not classifier:
         raise ValueError(f"the card of {command.target} names no classifier; give --classifier")
-    found = _measure(command, command.target, data, classifier, command.norm, command.eps or _usual_eps(data))
+    found = _measure(
+        command, command.target, data, classifier, command.norm, _usual_eps(data) if command.eps is None else command.eps
+    )
     again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
     again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {found.n} --seed {command.seed}"
     again += f" --natural-data {shlex.quote(command.natural_data)}" if command.natural_data else ""
@@ -113,6 +115,9 @@ def _audit_run(command: AuditCommand) -> int:
     from purify.eval.html import save_report
     from purify.eval.store import RunStore
 
+    usual = {"data": None, "classifier": None, "norm": "linf", "eps": None, "out": Path("runs/audit")}
+    if given := [f"--{name}" for name, value in usual.items() if getattr(command, name) != value]:
+        raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
     path = Path(command.target)
     with RunStore(path, None) as store:
         about, threat = store.configuration["about"], store.configuration["threat"]

@@ -127,7 +127,8 @@ def _check(command: CleanCommand) -> None:
     known = Image.registered_extensions()
     if known.get(command.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"expected an output file that ends with .png or another picture format's ending, got {command.out}")
-    if command.out.resolve() == command.picture.resolve():
+    written = [command.out, *([command.out.with_suffix(".report.png")] if command.report else [])]
+    if command.picture.resolve() in [path.resolve() for path in written]:
         raise ValueError(f"the purified picture would overwrite {command.picture}; give another file with -o")
     command.out.parent.mkdir(parents=True, exist_ok=True)
 

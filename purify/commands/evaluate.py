@@ -46,7 +46,8 @@ class EvaluateCommand(DataOptions):
     out: Path = Path("runs/evaluate")
     """Folder for the report (HTML, Markdown, JSON), the CSV (one row an image) and the store."""
     store: Path | None = None
-    """SQLite file of the run; default: in the folder. The same command again goes on where it was."""
+    """SQLite file of the run, after which the report's files are called; default: in the folder. The same command again goes on
+    where it was."""
     wait: float = 0.0
     """Seconds to wait for another run that holds the store."""
     tensorboard: Path | None = None
@@ -59,6 +60,7 @@ def evaluate(command: EvaluateCommand) -> int:
     """Run ``purify evaluate``."""
     from purify.attacks import ThreatModel
     from purify.classifier import wrap
+    from purify.compatibility import check_classifier_fits
     from purify.data import file_stem
     from purify.eval import Settings
     from purify.eval import evaluate as run
@@ -73,8 +75,9 @@ def evaluate(command: EvaluateCommand) -> int:
     elif command.purifier != "none":
         defended = wrap(classifier, command.purifier)
     test = command.load(command.data, "test").first(command.images)
+    check_classifier_fits(classifier, test, command.classifier)
     name = Path(command.purifier).stem
-    stem = f"{file_stem(command.data)}.{name}"
+    stem = command.store.stem if command.store is not None else f"{file_stem(command.data)}.{name}"
     report = run(
         defended or classifier,
         test,

@@ -37,12 +37,14 @@ class FitCommand(DataOptions):
 def fit(command: FitCommand) -> int:
     """Run ``purify train --data … --model …``."""
     from purify.commands.named_classifier import named_classifier
+    from purify.compatibility import check_classifier_fits
     from purify.data import Split, file_stem
     from purify.fitting import fit_to
 
     named = named_classifier(command.model, command.weights)
     splits: tuple[Split, ...] = ("train", "val", "test")
     training, validation, test = (named.load(command, command.data, split) for split in splits)
+    check_classifier_fits(named.module, training, command.model)
     out = command.out or Path("runs/train") / file_stem(command.data)
     fit_to(
         named.module,

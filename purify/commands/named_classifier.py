@@ -37,7 +37,7 @@ class NamedClassifier:
     def load(self, options: DataOptions, data: str, split: Split) -> ImageSet:
         """One split of a data set; a folder's images are resized and cropped as the weights want, unless the options say how."""
         if self.resize and options.size is None and data.startswith("imagefolder:"):
-            options = replace(options, size=self.image_shape[1], resize=self.resize)
+            options = replace(options, size=self.image_shape[1], resize=options.resize or self.resize)
         return options.load(data, split)
 
 

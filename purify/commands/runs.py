@@ -22,7 +22,7 @@ class RunsCommand:
     to: Literal["csv", "json", "parquet"] = "csv"
     """Format of an export; parquet needs pyarrow."""
     out: Path | None = None
-    """File of an export; default: beside the store."""
+    """File of an export; default: RUN.rows.FORMAT beside the store."""
 
 
 def runs(command: RunsCommand) -> int:
@@ -32,7 +32,10 @@ def runs(command: RunsCommand) -> int:
     if command.action == "show":
         print(show_run(command.run))
     elif command.action == "export":
-        print(f"wrote {export_run(command.run, command.to, command.out or command.run.with_suffix(f'.{command.to}'))}")
+        out = command.out or command.run.with_suffix(f".rows.{command.to}")  # beside the report, which has .csv and .json
+        if out.resolve() == command.run.resolve():
+            raise ValueError(f"the export would overwrite the run {command.run}; give another --out")
+        print(f"wrote {export_run(command.run, command.to, out)}")
     else:
         found = find_runs(command.run)
         print("\n".join(map(str, found)) if found else f"no runs under {command.run}")

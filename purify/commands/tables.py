@@ -57,7 +57,7 @@ class TablesCommand(DataOptions):
 
 
 def tables(command: TablesCommand) -> int:
-    """Run ``purify tables``; 1 if ``--check`` found a difference."""
+    """Run ``purify tables``; 1 if ``--check`` found a difference, or the data of a table that was asked for are missing."""
     from purify.eval.baselines import BASELINES
     from purify.eval.tables import TABLES, defence_table
     from purify.eval.trained import TRAINED
@@ -75,6 +75,8 @@ def tables(command: TablesCommand) -> int:
         )
     if command.rows and len(command.data) != 1:
         raise ValueError("--rows are those of one table: give one name with --data")
+    if command.variants and (given := [f"--{name}" for name in ("check", "full", "rows", "checks") if getattr(command, name)]):
+        raise ValueError(f"{' and '.join(given)} are not for the --variants")
     if command.variants:
         return _variants(command)
     failed = False
@@ -89,6 +91,7 @@ def tables(command: TablesCommand) -> int:
             quiet=command.quiet,
         )
         _write(table, command.out)
+        failed |= bool(table.not_run and command.data)
         if command.check and table.reports:
             failed |= not _as_the_reference(name, table, command.rows)
     return int(failed)
@@ -126,6 +129,8 @@ def _own(command: TablesCommand) -> int:
             quiet=command.quiet,
         )
         _write(table, command.out)
+        if table.not_run:
+            return 1
     return 0
 
 
@@ -142,7 +147,7 @@ def _adjusted(spec: TableSpec, command: TablesCommand) -> TableSpec:
     own = spec.settings
     checks = own.check_images if command.checks is None else command.checks
     settings = replace(own, seed=command.seed, suite=command.suite or own.suite, check_images=checks)
-    return replace(spec, settings=settings, images=command.images or spec.images)
+    return replace(spec, settings=settings, images=spec.images if command.images is None else command.images)
 
 
 def _write(table: DefenceTable, out: Path) -> None:
@@ -153,7 +158,7 @@ def _write(table: DefenceTable, out: Path) -> None:
     written = table.save(out)
     if table.reports:
         written += save_figures(table, out, table.spec.stem)
-    print("wrote " + ", ".join(str(path) for path in written))
+    print("wrote " + (", ".join(str(path) for path in written) or "nothing"))
 
 
 def _as_the_reference(name: str, table: DefenceTable, rows: tuple[str, ...]) -> bool:

@@ -55,7 +55,7 @@ class _Training(Generic[_Chosen, _Options]):
 
 def train(arguments: Sequence[str]) -> int:
     """Run ``purify train RECIPE [options]`` (the options are the fields of the recipe), or ``purify train --data …``."""
-    if arguments and arguments[0].startswith(("--data", "--model")):
+    if arguments[:1] and arguments[0].startswith("-") and any(a.startswith(("--data", "--model")) for a in arguments):
         return fit(tyro.cli(FitCommand, args=list(arguments), prog="purify train"))
     if not arguments or arguments[0].startswith("-"):
         print("usage: purify train RECIPE [options]\n       purify train --data DATA --model MODEL [--weights FILE] [options]\n")
@@ -75,10 +75,13 @@ def train(arguments: Sequence[str]) -> int:
     import torch
 
     from purify.commands.named_classifier import named_classifier
+    from purify.compatibility import check_classifier_fits
     from purify.training.loop import train as run
     from purify.training.tasks import make_task
 
-    if options.threads:
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"expected at least one thread, got --threads {options.threads}")
         torch.set_num_threads(options.threads)
     if isinstance(options, PurifierTrainOptions) and options.weights and not options.model:
         raise ValueError("--weights are those of a classifier of your own: name it with --model")
@@ -89,6 +92,7 @@ def train(arguments: Sequence[str]) -> int:
         else:
             recipe = replace(recipe, classifier=options.model)
         training, validation = (named.load(options, recipe.dataset, split) for split in _SPLITS)
+        check_classifier_fits(named.module, training, options.model)
         task = make_task(recipe, training, validation, named.module)
     else:
         training, validation = (options.load(recipe.dataset, split) for split in _SPLITS)

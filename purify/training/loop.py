@@ -274,8 +274,12 @@ class _Run:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
-        before, now = json.loads(state["recipe"]), json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        try:
+            state = torch.load(path, weights_only=True)
+            before = json.loads(state["recipe"])
+        except Exception as error:  # torch.load raises nearly anything on files that are not its own
+            raise ValueError(f"{path} is damaged, or not of a training of purify's; remove it, or give another --out") from error
+        now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         if others := [name for name, digest in state.get("begun_with", {}).items() if self.begun_with[name] != digest]:
             raise ValueError(f"{self.folder} holds a run with other {' and other '.join(others)}; give another folder (--out)")
         if before != now:

@@ -33,4 +33,4 @@ def attack_in_parts(
 
 def _parts(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     size = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
-    return list(zip(images.split(size), labels.split(size), strict=True))
+    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
