@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": lambda rest: report(tyro.cli(ReportCommand, args=rest, prog="purify report")),
         "runs": lambda rest: runs(tyro.cli(RunsCommand, args=rest, prog="purify runs")),
         "train": train,
-        "checkpoints": lambda rest: checkpoints(),
+        "checkpoints": _checkpoints,
     }
     if not words or words[0] in ("-h", "--help"):
         print(_HELP)
@@ -75,6 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\npurify {words[0]}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def _checkpoints(rest: list[str]) -> int:
+    if not rest:
+        return checkpoints()
+    asked = rest[0] in ("-h", "--help")
+    print(
+        "usage: purify checkpoints\n\nLists what is shipped, with its figures. It has no options.",
+        file=None if asked else sys.stderr,
+    )
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":

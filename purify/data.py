@@ -7,6 +7,7 @@ Where to look: an explicit ``data_root``, else the environment variable ``PURIFY
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -234,8 +235,12 @@ def _torchvision(name: str, split: Split, data_root: str | Path | None, download
         try:
             parts = {train: source(root=place, train=train, download=False) for train in (True, False)}
             break
-        except RuntimeError:  # torchvision's word for «not here»
-            continue
+        except RuntimeError as error:
+            if "not found" in str(error):  # torchvision's word for «not here»
+                continue
+            raise ValueError(f"{name} in {place} is damaged: {error}; remove it and get it again") from error
+        except (ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{name} in {place} is damaged: {error}; remove it and get it again") from error
     else:
         if given or not download:
             looked = ", ".join(str(p) for p in candidates or [cache_folder()])

@@ -254,7 +254,7 @@ def _trace(module: nn.Module, image_shape: Sequence[int]) -> ExportedProgram:
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"expected an image shape (C, H, W), got {tuple(image_shape)}")
     images = random_images(module, 2, image_shape)
-    with torch.no_grad():
+    with torch.no_grad(), _told(module, f"does not take images of {' × '.join(map(str, image_shape))}"):
         outputs = module(images)
     if not isinstance(outputs, Tensor):
         raise ExportError(f"expected a module that gives one tensor, got {type(outputs).__name__}")

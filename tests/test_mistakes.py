@@ -158,6 +158,17 @@ def test_a_damaged_zip(tmp_path: Path) -> None:
         purify.load_dataset(f"imagefolder:{path}", "test")
 
 
+@pytest.mark.parametrize("content", [b"", b"\x00" * 40])
+def test_a_damaged_data_set_is_not_called_missing(content: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{name}-ubyte").write_bytes(content)
+    with pytest.raises(ValueError, match="mnist in .* is damaged"):
+        purify.load_dataset("mnist", "test", data_root=tmp_path)
+
+
 # ---- files
 
 

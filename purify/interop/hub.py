@@ -77,7 +77,7 @@ class HubPurifier(
             raise CheckpointError(f"{model_id} has no config.json: expected what save_pretrained of a purifier writes")
         try:
             config = config if isinstance(config, DSAEConfig) else DSAEConfig(**config)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             fields = ", ".join(f.name for f in dataclasses.fields(DSAEConfig))
             raise CheckpointError(f"config.json of {model_id} is not a purifier's: {error}; expected some of {fields}") from error
         try:
