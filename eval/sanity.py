@@ -121,7 +121,9 @@ def _more(e: Examination, standing: Tensor, name: str, share: Tensor) -> tuple[b
     again = e.under(e.attack(), again=1) if e.has_gradient else e.clean()
     if e.draws > 1:
         found = PairedComparison.of(min(standing, again, key=lambda shares: float(shares.mean())), share)
-        words = f"{name} leaves {_percent(share)} of the draws right of {_percent(standing)} (another start: {_percent(again)})"
+        words = (
+            f"{name} leaves {_percent(share)}, what it is compared with {_percent(standing)} (another start: {_percent(again)})"
+        )
         return found.higher and found.difference > 0.02, words
     control = int(((standing > 0) & (again <= 0)).sum()) if e.has_gradient else 0
     broken = int(((standing > 0) & (share <= 0)).sum())

@@ -111,11 +111,11 @@ def _read(
 ) -> ImagePool:
     """``entries``: name of each file, and what changes with its content."""
     files, top, others = _images(source, entries)
-    others += _without_pictures(source, entries, files, top)
     nested = any(_in_part(Path(n).parts, top) for n in files)
     if not nested and all(Path(n).parts[top] in _PARTS for n in files):
         raise ValueError(f"{source} has pictures right inside {files[0].rpartition('/')[0]}; expected train/class/file")
     found = sorted({Path(n).parts[top + nested] for n in files})
+    others += _without_pictures(source, entries, top, nested, found)
     classes = tuple(class_list) if class_list is not None else tuple(found)
     unknown = [c for c in found if c not in classes]
     if unknown:
@@ -145,6 +145,7 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
     pictures = {n: Path(n).parts for n in sorted(names) if Path(n).suffix.lower() in _SUFFIXES}
     pictures = {n: parts for n, parts in pictures.items() if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
     files, top = [n for n, parts in pictures.items() if len(parts) >= 2], 0
+    others = [f"{n}: in no class folder" for n in pictures if n not in set(files)]
     if not files:
         raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
     while len({pictures[n][top] for n in files}) == 1 and pictures[files[0]][top] not in _PARTS:
@@ -154,24 +155,22 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
     if meant := sorted({p for n in files if len(pictures[n]) >= top + 3 and (p := pictures[n][top]).lower() in _MEANT}):
         raise ValueError(f"{source} has the parts {', '.join(meant)}; call them {', '.join(_PARTS)}")
     inside = [n for n in files if _in_part(pictures[n], top)]
-    if not inside:
-        return files, top, []
-    others = [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if n not in set(inside)]
+    if inside:
+        others += [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if n not in set(inside)]
     for line in others:
         logger.warning("left out of %s: %s", source, line)
-    return inside, top, others
+    return inside or files, top, others
 
 
-def _without_pictures(source: Path, names: Iterable[str], files: list[str], top: int) -> list[str]:
-    """Folders beside the class folders with files in them, none of which is a picture: no classes, and said to be none."""
-    nested = any(_in_part(Path(n).parts, top) for n in files)
+def _without_pictures(source: Path, names: Iterable[str], top: int, nested: bool, classes: Sequence[str]) -> list[str]:
+    """Folders beside the ``classes`` with files in them, none of which is a picture: they get no label, which is said."""
     depth = top + nested
     around = [Path(n).parts for n in names if len(Path(n).parts) >= depth + 2 and (not nested or Path(n).parts[top] in _PARTS)]
     beside = {parts[depth] for parts in around if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
-    empty = sorted(beside - {Path(n).parts[depth] for n in files})
-    for folder in empty:
-        logger.warning("left out of %s: %s has no picture in it, and is no class", source, folder)
-    return [f"{folder}: no picture in it" for folder in empty]
+    empty = [f"{folder}: no picture in it" for folder in sorted(beside - set(classes))]
+    for line in empty:
+        logger.warning("left out of %s: %s", source, line)
+    return empty
 
 
 def _in_part(parts: Sequence[str], top: int) -> bool:

@@ -140,11 +140,12 @@ def test_negative_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 def test_gif_pictures_count_and_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     folder = folder_of_digits(tmp_path / "pictures", (0, 2))
     folder_of_digits(folder, (1,), ending="gif")
+    (folder / "lonely.png").write_bytes((folder / "0" / "0.png").read_bytes())
     (folder / "notes").mkdir()
     (folder / "notes" / "read.txt").write_text("no picture", encoding="utf-8")
     images = purify.load_dataset(f"imagefolder:{folder}", "train")
     assert images.classes == ("0", "1", "2")
-    assert images.skipped == ("notes: no picture in it",)
+    assert images.skipped == ("lonely.png: in no class folder", "notes: no picture in it")
 
 
 def test_a_damaged_zip(tmp_path: Path) -> None:

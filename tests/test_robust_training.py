@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import purify
+from purify.architecture import ClassifierConfig, build_classifier
 from purify.attacks import APGD, PGD, ThreatModel
 from purify.checkpoint import Card, read_card, save
+from purify.normalization import Normalize, NormalizedClassifier
 from purify.training.attack import training_attack
 from purify.training.features import LastFeatures, feature_error
 from purify.training.loop import Task, train
@@ -169,12 +171,14 @@ def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> Non
         dataclasses.replace(QUICK, code_attacked=0.5)
     with pytest.raises(ValueError, match=r"architecture\.channels is 3, but data set digits has 1"):
         make(dataclasses.replace(QUICK, architecture=dataclasses.replace(SMALL, channels=3)))
-    card = dataclasses.replace(read_card("digits-shufflenet"), image_shape=(3, 8, 8))
-    save(victim, card, tmp_path / "colour.safetensors")
-    with pytest.raises(ValueError, match="takes 3 channels, data set digits has 1"):
-        make(dataclasses.replace(QUICK, classifiers=(str(tmp_path / "colour.safetensors"),)))
-    wide = {**card.architecture, "classes": 7}
-    save(victim, dataclasses.replace(card, image_shape=(1, 8, 8), architecture=wide), tmp_path / "seven.safetensors")
+    with pytest.raises(
+        ValueError, match="does not take the images of digits, 1 channels of 8×8: expected images with 3 channels"
+    ):
+        make(dataclasses.replace(QUICK, classifiers=("cifar10-resnet18",)))
+    card = read_card("digits-shufflenet")
+    config = ClassifierConfig(**{**card.architecture, "classes": 7})
+    seven = dataclasses.replace(card, architecture=dataclasses.asdict(config))
+    save(NormalizedClassifier(build_classifier(config), Normalize((0.5,), (0.5,))), seven, tmp_path / "seven.safetensors")
     with pytest.raises(ValueError, match="knows 7 classes, data set digits has 10"):
         make(dataclasses.replace(QUICK, classifiers=(str(tmp_path / "seven.safetensors"),)))
     with pytest.raises(ValueError, match="with a linear or convolutional layer"):

@@ -115,8 +115,11 @@ def _audit_run(command: AuditCommand) -> int:
     from purify.eval.html import save_report
     from purify.eval.store import RunStore
 
-    usual = {"data": None, "classifier": None, "norm": "linf", "eps": None, "out": Path("runs/audit")}
-    if given := [f"--{name}" for name, value in usual.items() if getattr(command, name) != value]:
+    usual, fixed = (
+        {field.name: field.default for field in dataclasses.fields(command)},
+        ("data", "classifier", "norm", "eps", "out"),
+    )
+    if given := [f"--{name}" for name in fixed if getattr(command, name) != usual[name]]:
         raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
     path = Path(command.target)
     with RunStore(path, None) as store:

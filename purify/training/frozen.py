@@ -5,7 +5,8 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from purify.checkpoint import load_classifier, read_card
+from purify.checkpoint import load_classifier
+from purify.compatibility import check_classifier_fits
 from purify.data import ImageSet
 
 __all__ = ["frozen_classifier"]
@@ -27,11 +28,6 @@ def frozen_classifier(name: str, recipe: str, training: ImageSet) -> nn.Module:
         raise ValueError(
             f"recipe {recipe} was made in front of {name}, which is not shipped: give it with --model {name} --weights FILE"
         )
-    card = read_card(name)
-    channels, there = card.image_shape[0], training.image_shape[0]
-    if channels != there:
-        raise ValueError(f"recipe {recipe}: classifier {name} takes {channels} channels, data set {training.name} has {there}")
-    known, there = card.architecture.get("classes"), len(training.classes)
-    if known not in (None, there):
-        raise ValueError(f"recipe {recipe}: classifier {name} knows {known} classes, data set {training.name} has {there}")
-    return load_classifier(name).requires_grad_(False)
+    classifier = load_classifier(name).requires_grad_(False)
+    check_classifier_fits(classifier, training, f"recipe {recipe}: classifier {name}")
+    return classifier
