@@ -145,7 +145,7 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
     pictures = {n: Path(n).parts for n in sorted(names) if Path(n).suffix.lower() in _SUFFIXES}
     pictures = {n: parts for n, parts in pictures.items() if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
     files, top = [n for n, parts in pictures.items() if len(parts) >= 2], 0
-    others = [f"{n}: in no class folder" for n in pictures if n not in set(files)]
+    others = [f"{n}: in no class folder" for n, parts in pictures.items() if len(parts) < 2]
     if not files:
         raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
     while len({pictures[n][top] for n in files}) == 1 and pictures[files[0]][top] not in _PARTS:
@@ -156,7 +156,7 @@ def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[st
         raise ValueError(f"{source} has the parts {', '.join(meant)}; call them {', '.join(_PARTS)}")
     inside = [n for n in files if _in_part(pictures[n], top)]
     if inside:
-        others += [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if n not in set(inside)]
+        others += [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if not _in_part(pictures[n], top)]
     for line in others:
         logger.warning("left out of %s: %s", source, line)
     return inside or files, top, others

@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 import sys
+import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerContext
@@ -29,6 +30,7 @@ from purify.attacks import PGD, ThreatModel
 from purify.attacks.suite import SUITES, Entry
 from purify.data import _FOLDER_SHARES, DataNotFoundError, split_indices
 from purify.eval import Settings, evaluate
+from purify.image_folder import _images
 
 
 @given(
@@ -270,6 +272,14 @@ def test_few_images_of_a_class_leave_no_part_empty() -> None:
         parts = split_indices(torch.arange(each * 50) % 50, (0.8, 0.08, 0.12))
         assert all(len(part) for part in parts)
         assert sorted(torch.cat(parts).tolist()) == list(range(each * 50))
+
+
+def test_a_listing_of_many_pictures_takes_linear_time() -> None:
+    names = [f"train/{i % 10}/{i}.jpg" for i in range(40_000)] + ["lonely.jpg", "train/none.jpg"]
+    start = time.perf_counter()
+    files, top, others = _images(Path("many.zip"), names)
+    assert time.perf_counter() - start < 10  # half a second; in quadratic time two minutes
+    assert (len(files), top, len(others)) == (40_000, 0, 2)
 
 
 def test_only_a_test_part(tmp_path: Path) -> None:
