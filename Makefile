@@ -4,17 +4,21 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# Bytecode is made at a module's first import, not of every installed module at once: that would be half of the installation.
+INSTALL := $(PIP) install --quiet --no-compile --editable
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint tables clean
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(PIP) install --quiet --editable .
+	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(PIP) install --quiet --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $(VENV)/.core $@
 
 demo: $(VENV)/.core  ## the defence table on the embedded digits, with the shipped checkpoint -> runs/demo/
@@ -28,10 +32,13 @@ $(VENV)/.browser: $(VENV)/.dev
 	|| echo "no browser could be installed: the report's browser tests will be skipped"
 	@touch $@
 
-test: $(VENV)/.dev $(VENV)/.browser  ## lint, types and the whole test suite
+lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: $(VENV)/.dev  ## lint, types and the whole test suite
+	@$(MAKE) --no-print-directory --jobs 2 lint $(VENV)/.browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 20
 
 tables: $(VENV)/.core  ## recompute every defence table and hold it against the committed reference

@@ -128,9 +128,9 @@ def test_the_page_says_how_it_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("short_attacks", "quick_commands")
 def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reference, "REFERENCE_FOLDER", tmp_path / "reference")
-    few = Settings(suite="fast", oblivious_steps=10, norm_images=0, check_images=4, check_steps=2, random_draws=10, pictures=20)
+    few = Settings(suite="fast", oblivious_steps=5, norm_images=0, check_images=3, check_steps=2, random_draws=10, pictures=8)
     monkeypatch.setitem(TABLES, "digits", dataclasses.replace(TABLES["digits"], settings=few, baselines=("jpeg",)))
-    command = ["tables", "--data", "digits", "--images", "30", "--out", str(tmp_path), "--quiet"]
+    command = ["tables", "--data", "digits", "--images", "20", "--out", str(tmp_path), "--quiet"]
     assert main([*command, "--check"]) == 1
     assert "no committed reference" in capsys.readouterr().out
     for name in ("digits.md", "digits.json", "digits-examples.png", "digits-margins.png", "digits-eps.png", "digits.jpeg.csv"):

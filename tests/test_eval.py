@@ -117,12 +117,12 @@ def test_suites_and_the_judge_agree(report: Report, quick_victim: nn.Module) -> 
 
 def test_the_judge_and_pyautoattack_agree(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """On the same images, within one of them."""
-    x, threat = digits[0][:30], ThreatModel("linf", 0.04)
+    x, threat = digits[0][:16], ThreatModel("linf", 0.04)
     with torch.no_grad():
         y = toy(x).argmax(1)
     settings = Settings(suite="standard", norm_images=0, check_images=0, pictures=0)
     found = evaluate(toy, x, y, threat, settings=settings, quiet=True)
-    theirs = AutoAttack(threat)(toy, x, y)
+    theirs = AutoAttack(threat, attacks=("apgd-ce", "apgd-t", "fab-t"))(toy, x, y)
     assert abs(found.adaptive.right - int((~theirs.success).sum())) <= 1
     assert 0.1 < found.adaptive.share < 0.9  # or the comparison would say nothing
 

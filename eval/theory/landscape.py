@@ -110,12 +110,13 @@ def _examine(name: str, start: Tensor, samples: Tensor, penalty: float) -> Criti
     def objective(flat: Tensor) -> Tensor:
         return loss(flat.view_as(start), samples, penalty)
 
+    second_derivative = torch.func.jacrev(torch.func.grad(objective))  # torch.func.hessian's forward mode warns of torch.jit
     flat = start.flatten().clone()
     for _ in range(50):
         gradient = torch.func.grad(objective)(flat)
-        hessian = torch.func.hessian(objective)(flat)
+        hessian = second_derivative(flat)
         flat = flat - torch.linalg.pinv(hessian, rtol=1e-9, hermitian=True) @ gradient
-    eigenvalues = torch.linalg.eigvalsh(torch.func.hessian(objective)(flat))
+    eigenvalues = torch.linalg.eigvalsh(second_derivative(flat))
     return CriticalPoint(
         name=name,
         penalty=penalty,
