@@ -115,11 +115,9 @@ def _audit_run(command: AuditCommand) -> int:
     from purify.eval.html import save_report
     from purify.eval.store import RunStore
 
-    usual, fixed = (
-        {field.name: field.default for field in dataclasses.fields(command)},
-        ("data", "classifier", "norm", "eps", "out"),
-    )
-    if given := [f"--{name}" for name in fixed if getattr(command, name) != usual[name]]:
+    usual = {field.name: field.default for field in dataclasses.fields(command)}
+    given = [f"--{name}" for name in ("data", "classifier", "norm", "eps", "out") if getattr(command, name) != usual[name]]
+    if given:
         raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
     path = Path(command.target)
     with RunStore(path, None) as store:
