@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from purify.eval.intervals import wilson_interval
+from purify.progress_bar import progress_bar
 
 __all__ = ["Progress"]
 
 
 class Progress:
-    """A bar a stage, on a terminal only unless ``quiet`` is False, and scalars for TensorBoard if a folder is given.
+    """A bar a stage unless ``quiet``, and scalars for TensorBoard if a folder is given.
 
     Raises:
         ModuleNotFoundError: a folder for TensorBoard, but no TensorBoard.
@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, title: str = "", *, quiet: bool = False, tensorboard: Path | None = None) -> None:
         self.title = title
-        self.disable: bool | None = True if quiet else None
+        self.quiet = quiet
         self._robust = ""
         self._writer: Any = None
         self._steps = 0
@@ -38,19 +38,25 @@ class Progress:
     def batches(self, pieces: Sequence[tuple[int, Tensor]], images: int, name: str) -> Iterator[tuple[int, Tensor]]:
         """The batches of one stage, with a bar that counts their images."""
         label = f"{self.title}: {name}" if self.title else name
-        with tqdm(total=images, desc=label, unit="image", disable=self.disable, leave=False) as bar:
+        with progress_bar(total=images, label=label, unit="image", quiet=self.quiet) as bar:
             for first, rows in pieces:
-                if self._robust:
-                    bar.set_postfix_str(self._robust)
                 yield first, rows
+                if self._robust:
+                    bar.set_postfix_str(self._robust, refresh=False)
                 bar.update(len(rows))
 
     @contextmanager
     def tasks(self, names: Sequence[str], name: str) -> Iterator[Iterator[str]]:
         """Named tasks one after the other, with a bar that counts them."""
         label = f"{self.title}: {name}" if self.title else name
-        with tqdm(names, desc=label, unit="task", disable=self.disable, leave=False) as bar:
-            yield iter(bar)
+        with progress_bar(total=len(names), label=label, unit="task", quiet=self.quiet) as bar:
+
+            def counted() -> Iterator[str]:
+                for task in names:
+                    yield task
+                    bar.update()
+
+            yield counted()
 
     def robust(self, standing: int, n: int) -> None:
         """So many of all images stand."""

@@ -158,7 +158,8 @@ def _s7(e: Examination) -> Answer:
         for done in range(0, e.random_draws, at_once):
             count = min(at_once, e.random_draws - done)
             points = e.threat.random_point(e.images[stand].repeat(count, 1, 1, 1), generator)
-            wrong += (e.model(points).argmax(1) != e.labels[stand].repeat(count)).view(count, len(stand)).sum(0)
+            right, _ = verdict(e.model, points, e.labels[stand].repeat(count))
+            wrong += (~right[0]).view(count, len(stand)).sum(0)
     broken = wrong > (0 if e.draws == 1 else 0.5 * e.random_draws)
     return not bool(broken.any()), f"{e.random_draws} random draws break {int(broken.sum())} of {len(stand)} images that stood"
 

@@ -178,7 +178,7 @@ def load_dataset(
         download: whether the cache may be filled from the network.
 
     Raises:
-        ValueError: unknown name or split, or a folder that holds no such split.
+        ValueError: unknown name or split, a folder that holds no such split, or an option of folders for another data set.
         DataNotFoundError: known, but not on this machine.
 
     >>> digits = load_dataset("digits", "test")
@@ -187,6 +187,10 @@ def load_dataset(
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
+    for_folders = {"size": size, "resize": resize, "class-list": class_list}
+    given = [f"--{option}" for option, value in for_folders.items() if value is not None]
+    if given and name in DATASETS and not name.startswith("imagefolder:"):
+        raise ValueError(f"{' and '.join(given)}: for imagefolder:PATH alone; the images of {name} are taken as they are")
     if name == "digits":
         return _digits(split)
     if name in _TORCHVISION:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from purify.picture import read_picture
+from purify.progress_bar import progress_bar
 
 __all__ = ["ImagePool", "read_image_folder"]
 
@@ -189,8 +189,9 @@ def _decode_all(
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(f".{os.getpid()}.partial")
     try:
-        with partial.open("wb") as pixels:
-            for name in tqdm(files, desc=f"reading {source.name}", unit="image", disable=None, leave=False):
+        with partial.open("wb") as pixels, progress_bar(total=len(files), label=f"reading {source.name}", unit="image") as bar:
+            for name in files:
+                bar.update()
                 try:
                     picture = _decode(read(name), size, resize)
                 except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # the last three: a zip's

@@ -134,6 +134,13 @@ def test_negative_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         purify.load_dataset(f"imagefolder:{folder_of_digits(tmp_path / 'pictures', (1, 2))}", "train", size=0)
 
 
+def test_a_size_for_images_that_have_one() -> None:
+    with pytest.raises(ValueError, match=r"--size and --resize: for imagefolder:PATH alone; the images of digits"):
+        purify.load_dataset("digits", "test", size=32, resize=40)
+    with pytest.raises(ValueError, match="unknown data set 'digit'"):
+        purify.load_dataset("digit", "test", size=32)
+
+
 # ---- folders
 
 

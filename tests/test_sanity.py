@@ -224,6 +224,15 @@ def test_without_an_exact_gradient_the_best_stand_in_is_examined() -> None:
     assert run_check("S4", examination).verdict == "not applicable"
 
 
+def test_an_answer_that_is_no_number_breaks_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    examination = _examination("no defence")
+    examination.labels = torch.zeros_like(examination.labels)  # argmax of ten times NaN
+    monkeypatch.setattr(Examination, "worst", lambda self: torch.ones(len(self.images)))
+    examination.model = lambda images: images.new_full((len(images), 10), float("nan"))
+    check = run_check("S7", examination)
+    assert (check.verdict, check.words) == ("fail", "1000 random draws break 8 of 8 images that stood")
+
+
 def test_the_line_above_a_table() -> None:
     line = check_line(list(_checks("no defence")))
     assert "FAILED" not in line

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from purify.attacks import ThreatModel
 from purify.eval.exhibit import Exhibit
@@ -21,6 +20,7 @@ from purify.eval.spectrum.margin_exhibits import band_pgd_exhibit, lipschitz_exh
 from purify.eval.spectrum.measure import AuditSettings, Ground, Measured, measure
 from purify.eval.spectrum.subjects import make_subjects
 from purify.images import check_images, check_labels
+from purify.progress_bar import progress_bar
 from purify.versions import library_versions
 
 __all__ = ["Audit", "spectral_audit"]
@@ -130,12 +130,12 @@ def spectral_audit(
     images, labels, natural = images[: settings.images], labels[: settings.images], natural[: settings.natural]
     ground = Ground.of(classifier, natural, images, labels, threat, settings)
     subjects = make_subjects(classifier, purifiers, images[:2])
-    with tqdm(total=6 * len(subjects), desc="audit", unit="part", disable=True if quiet else None, leave=False) as bar:
+    with progress_bar(total=6 * len(subjects), label="audit", unit="part", quiet=quiet) as bar:
         found = []
         for subject in subjects:
 
             def tick(part: str, name: str = subject.name) -> None:
-                bar.set_postfix_str(f"{name}: {part}")
+                bar.set_postfix_str(f"{name}: {part}", refresh=False)
                 bar.update()
 
             with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from purify.data import ImageSet, file_stem
 from purify.eval.exhibit import COLOURS, INK, Cell, Exhibit, inline_svg
@@ -18,6 +17,7 @@ from purify.eval.theory.features import FeatureSet, cut_patches, learn_features
 from purify.eval.theory.landscape import critical_points, recover_atoms
 from purify.eval.theory.proximal import OPERATORS, compare_with_minimiser
 from purify.eval.theory.subspace import SubspaceFinding, compare_with_pca
+from purify.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,11 @@ def run_theory(
         for name, pictures in images.items():
             yield _features(name, pictures, settings)
 
-    exhibits = list(tqdm(parts(), total=3 + len(images), desc="theory", disable=True if quiet else None, leave=False))
+    exhibits = []
+    with progress_bar(total=3 + len(images), label="theory", unit="part", quiet=quiet) as bar:
+        for exhibit in parts():
+            exhibits.append(exhibit)
+            bar.update()
     return exhibits, [f"{exhibit.title}: {exhibit.found}" for exhibit in exhibits]
 
 

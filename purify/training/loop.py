@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from purify.checkpoint import Card, save
 from purify.data import ImageSet
 from purify.fingerprint import fingerprint_images, fingerprint_model
+from purify.progress_bar import progress_bar
 from purify.training import distributed
 from purify.training.augmentation import augment
 from purify.training.recipes import Recipe
@@ -114,15 +114,12 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         while run.epoch < recipe.epochs:
             started, first = time.perf_counter(), run.batch
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed * 100_003 + run.epoch))
-            bar = tqdm(
+            bar = progress_bar(
                 total=len(data),
-                initial=run.batch * recipe.batch_size,
-                desc=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
+                label=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
                 unit="image",
-                disable=quiet or not distributed.is_first(),
-                leave=False,
-                mininterval=0.1 if sys.stderr.isatty() else 60.0,  # a log file gets a line a minute,
-                delay=0.0 if sys.stderr.isatty() else 60.0,  # and none of epochs shorter than that
+                initial=run.batch * recipe.batch_size,
+                quiet=quiet or not distributed.is_first(),
             )
             task.model.train()
             while run.batch < steps:
