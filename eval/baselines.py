@@ -111,9 +111,13 @@ class PCAProjection(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of the size that it was fitted on."""
+        return self.relaxed(images).clamp(0, 1)
+
+    def relaxed(self, images: Tensor) -> Tensor:
+        """The same without the final clip, whose gradient never vanishes."""
         components, mean = self.components.to(images), self.mean.to(images)
         code = F.linear(images.flatten(1) - mean, components)  # (N, k)
-        return (F.linear(code, components.T) + mean).view_as(images).clamp(0, 1)
+        return (F.linear(code, components.T) + mean).view_as(images)
 
     def extra_repr(self) -> str:
         """How many components."""
@@ -200,8 +204,11 @@ class GaussianNoise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1]."""
-        noise = torch.randn(images.shape, generator=self.generator).to(images)
-        return (images + self.sigma * noise).clamp(0, 1)
+        return self.relaxed(images).clamp(0, 1)
+
+    def relaxed(self, images: Tensor) -> Tensor:
+        """The same without the final clip."""
+        return images + self.sigma * torch.randn(images.shape, generator=self.generator).to(images)
 
     def extra_repr(self) -> str:
         """Its standard deviation."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from purify.attacks import GradientPath, Suite, ThreatModel, check_deterministic, every_path, exact, make_suite
+from purify.attacks.gradient import Model
 from purify.attacks.memory import batch_size_from_memory
 from purify.attacks.precision import Precision, steps_in_bfloat16
 from purify.autoencoder import DenoisingSparseAutoencoder
@@ -28,12 +29,16 @@ from purify.eval.report import Report
 from purify.eval.sanity import CHECKS, run_check
 from purify.eval.shared import SharedAttacks
 from purify.eval.source import TensorImages
+from purify.eval.stages import taken_apart
 from purify.eval.store import RunStore, StoreError
 from purify.fingerprint import fingerprint_images, fingerprint_model
 from purify.versions import library_versions
 
-__all__ = ["Settings", "evaluate", "gradient_paths"]
+__all__ = ["EVALUATION", "Settings", "evaluate", "gradient_paths"]
 
+EVALUATION = 2
+"""Changes when a figure or a check is measured otherwise than before; a run goes on, and a table's row is taken for current, only
+under the same number. 2: smallest norms over all paths, S1 and S4 along the strongest one, S5 with averaging, S13 by S6."""
 _AT_MOST = 128  # images in a batch: what a killed run loses
 _AT_LEAST, _PIXELS = 64, 2**24
 """Images, and values in them, from which the code's sparsity is measured: a thousand small ones, or some hundred photographs."""
@@ -73,7 +78,7 @@ class Settings:
 
 
 def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath]:
-    """The gradient paths that an adaptive attacker has against this defence, by name.
+    """The gradient paths that an adaptive attacker has against this defence, by name; ``defended`` is :func:`taken_apart` first.
 
     Of a bare classifier the exact gradient. Of a wrapped one also through the purifier without its final clip
     (``purifier.relaxed``), and through each of its differentiable stand-ins (``purifier.surrogates``, by name), where it offers
@@ -83,6 +88,7 @@ def gradient_paths(defended: nn.Module, probe: Tensor) -> dict[str, GradientPath
         defended: a wrapped classifier, or a bare one.
         probe: a batch (n, C, H, W) on which it is tried whether a gradient arrives.
     """
+    defended = taken_apart(defended)
     if not isinstance(defended, PurifiedClassifier):
         return {"exact": exact(defended)}
     stage = defended.purifier
@@ -112,7 +118,8 @@ def evaluate(
     again, it goes on where it was and ends with the same table.
 
     Args:
-        defended: a classifier wrapped by ``purify.wrap``, or a bare one (then nothing is recovered). In eval mode.
+        defended: a classifier wrapped by ``purify.wrap``, or a bare one (then nothing is recovered). In eval mode. It is
+            evaluated uncompiled (:func:`purify.eval.stages.taken_apart`).
         images: (N, C, H, W) in [0, 1]; or an ``ImageSource``, such as a data set, which gives them batch by batch.
         labels: (N,); None with an ``ImageSource``.
         threat: norm and eps.
@@ -128,7 +135,8 @@ def evaluate(
         quiet: no progress bars.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be; no images; a random model with one draw; L1.
+        TypeError, ValueError: images or labels are not what they should be; no images; a random model with one draw; L1; a
+            wrapped classifier inside another module.
         StoreError: see :class:`purify.eval.store.RunStore`; or the model answers otherwise than when the store was begun.
 
     >>> from purify import load_classifier, load_dataset, wrap
@@ -145,6 +153,7 @@ def evaluate(
             "an evaluation is in L∞ or L2 (FGSM, PGD and FMN, which it needs, have no L1 form here); for L1 use "
             "run_suite(make_suite('standard', threat), defended, images, labels) of purify.attacks"
         )
+    defended = taken_apart(defended)
     source = _source(images, labels)
     chosen = suite or make_suite(settings.suite, threat, draws=settings.draws if settings.draws > 1 else None)
     device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
@@ -159,6 +168,7 @@ def evaluate(
         "suite": str(chosen),
         "draws": chosen.draws,
         "versions": library_versions(),
+        "evaluation": EVALUATION,
     }
     progress = Progress(name, quiet=quiet, tensorboard=tensorboard)
     with RunStore(store, configuration, wait=wait) as opened:
@@ -210,16 +220,17 @@ def _judge(
         answers = defended(probe)
     if draws == 1:
         _check_same_model(store, answers)
+    bare = defended.undefended if isinstance(defended, PurifiedClassifier) else defended
     return Judge(
         model=defended,
-        bare=defended.undefended if isinstance(defended, PurifiedClassifier) else defended,
+        bare=bare,
         source=source,
         threat=threat,
         store=store,
         draws=draws,
         batch_size=store.settled("batch size", settings.batch_size or min(_AT_MOST, batch_size_from_memory(defended, probe))),
         bfloat16=store.settled("bfloat16", draws == 1 and steps_in_bfloat16(settings.precision, defended, probe)),
-        precision=settings.precision,
+        precision=_settled_precision(store, settings.precision, bare, probe),
         seed=settings.seed,
         pictures=settings.pictures,
         progress=progress,
@@ -227,6 +238,12 @@ def _judge(
         device=probe.device,
         shared=shared,
     )
+
+
+def _settled_precision(store: RunStore, asked: Precision, bare: Model, probe: Tensor) -> Precision:
+    """Of the attacks on the bare classifier: what the machine that began the run chose."""
+    chosen = store.settled("bfloat16 on the bare classifier", steps_in_bfloat16(asked, bare, probe))
+    return "bfloat16" if chosen else "float32"
 
 
 def _check_same_model(store: RunStore, answers: Tensor) -> None:
@@ -261,7 +278,7 @@ def _examine(judge: Judge, defended: nn.Module, paths: Mapping[str, GradientPath
         random_draws=settings.random_draws,
         seed=settings.seed,
         bfloat16=judge.bfloat16,
-        precision=settings.precision,
+        precision=judge.precision,
         batch_size=judge.batch_size,
     )
     with judge.progress.tasks([*CHECKS, "curve"], "checks") as tasks:

@@ -61,11 +61,11 @@ class Examination:
     """Largest distance of an adversarial image so far, as a share of its eps."""
 
     def __post_init__(self) -> None:
-        self.has_gradient = True
         try:
-            exact(self.model)(self.images[:2], lambda logits: logits.logsumexp(1))
+            found = exact(self.model)(self.images[:2], lambda logits: logits.logsumexp(1))
+            self.connected, self.has_gradient = True, bool(found.gradient.any())  # a quantiser has one that is zero
         except ValueError:
-            self.has_gradient = False
+            self.connected = self.has_gradient = False
 
     @property
     def classes(self) -> int:
@@ -91,6 +91,7 @@ class Examination:
         draws: int | None = None,
         verdicts: int | None = None,
         again: int = 0,
+        averaged: bool = False,
     ) -> Tensor:
         """Shares under an attack.
 
@@ -101,10 +102,12 @@ class Examination:
             draws: for the attacker's gradient; None: those of the examination.
             verdicts: draws over which the share is taken; None: those of the examination.
             again: another number gives another random start.
+            averaged: of a random defence the attack sees the mean of the logits of all draws, not those of one.
         """
         average = self.draws if draws is None else draws
         scored = 1 if bare else self.draws if verdicts is None else verdicts
         key = f"{attack}|{path}|{bare}|{average}|{again}" + ("" if verdicts is None else f"|{verdicts}")
+        key += "|averaged" if averaged else ""
 
         def measure() -> Tensor:
             model = self.bare if bare else self.model
@@ -117,7 +120,7 @@ class Examination:
             found = []
             for rows in self.batches():
                 result = attack(
-                    model,
+                    _mean_of(model, average) if averaged and average > 1 else model,
                     self.images[rows],
                     self.labels[rows],
                     generator=generator,
@@ -152,12 +155,9 @@ class Examination:
         return shares.amin(0) if self.draws == 1 else shares[int(shares.mean(1).argmin())]
 
     def strongest(self) -> str | None:
-        """The path along which the iterative checks attack: the exact gradient; where no gradient arrives, the path that leaves
-        least. None if there is none."""
-        if self.has_gradient:
-            return "exact"
-        others = [path for path in self.paths if path != "exact"]
-        return min(others, key=lambda path: float(self.under(self.attack(), path).mean()), default=None)
+        """The path along which the iterative checks attack: that which leaves least. None if there is none."""
+        paths = [path for path in self.paths if path != "exact" or self.has_gradient]
+        return min(paths, key=lambda path: float(self.under(self.attack(), path).mean()), default=None)
 
     def batches(self) -> list[slice]:
         """Parts of the images that are attacked at once."""
@@ -175,6 +175,11 @@ class Examination:
                 self.progress(key.partition("|")[0])
             self._done[key] = measure()
         return self._done[key]
+
+
+def _mean_of(model: Model, draws: int) -> Model:
+    """The mean of its logits in so many passes."""
+    return lambda images: torch.stack([model(images) for _ in range(draws)]).mean(0)
 
 
 def freeze(model: Model, seed: int = 0) -> Model:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FAKES", "DeadZone", "ExtremeTemperature", "GradientKiller", "HardQuantiser", "RandomResize"]
+__all__ = ["FAKES", "DeadZone", "ExtremeTemperature", "GradientKiller", "GradientScrambler", "HardQuantiser", "RandomResize"]
 
 
 class GradientKiller(nn.Module):
@@ -25,6 +25,15 @@ class HardQuantiser(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to the same, rounded."""
         return (images * 16).round() / 16
+
+
+class GradientScrambler(nn.Module):
+    """The image itself, with each pixel's gradient given to the opposite pixel: large, and of no use."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to the same."""
+        turned = images.flip(-2, -1)
+        return images.detach() + (turned - turned.detach())
 
 
 class DeadZone(nn.Module):
@@ -69,6 +78,7 @@ class ExtremeTemperature(nn.Module):
 
 FAKES: dict[str, Callable[[], nn.Module]] = {
     "gradient killer": GradientKiller,
+    "gradient scrambler": GradientScrambler,
     "hard quantiser": HardQuantiser,
     "dead zone": DeadZone,
     "random resize": RandomResize,

@@ -144,10 +144,12 @@ class Judge:
     def smallest_norms(self, paths: Mapping[str, GradientPath], images: int) -> None:
         """FMN with the largest ball, on the first ``images`` images: how far each is from its nearest adversarial.
 
-        Along the exact gradient; where there is none, along every path, of which the nearest counts.
+        Along the exact gradient, and along every path along which some attack broke what those before it had left; where there is
+        no exact gradient, along all. The nearest counts, that of the other attacks included (:class:`purify.eval.report.Report`).
         """
         attack = FMN(covering(self.threat, self._shape()))
-        chosen = {"exact": paths["exact"]} if "exact" in paths else paths
+        useful = {stage.path for stage in self.store.stages() if stage.claim == "adaptive" and self.store.fallen(stage)}
+        chosen = {name: path for name, path in paths.items() if name == "exact" or name in useful or "exact" not in paths}
         sound = self._sound()
         for name, path in chosen.items():
             stage = self.store.stage(f"FMN, any norm, {name}", "norm", str(attack), name)
@@ -230,9 +232,9 @@ class Judge:
             for i in range(len(rows))
             for draw in range(len(right))
         ]
-        errors = {
-            int(rows[i]): f"NaN or infinite logits ({stage.name})" for i in (~torch.isfinite(margins)).any(0).nonzero().flatten()
-        }
+        silent = (~torch.isfinite(margins)).any(0).nonzero().flatten()
+        # the search for the smallest norm leaves the ball: what the model says there is no error under this threat
+        errors = {} if stage.claim == "norm" else {int(rows[i]): f"NaN or infinite logits ({stage.name})" for i in silent}
         self.store.add_batch(stage, restart, first, trials, seconds=seconds, pictures=pictures, errors=errors)
 
     def _answers(self, model: Model, images: Tensor, labels: Tensor, draws: int | None = None) -> Answer:

@@ -22,15 +22,15 @@ def read_reference(name: str, folder: Path | None = None) -> dict[str, Any] | No
 def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     """What a recomputed table has that lies outside the reference's 95 % intervals; empty where all agrees.
 
-    Compared are clean, oblivious, adaptive, worst-case and recovered accuracy of every row. Costs are not: they
-    depend on the machine.
+    Compared are clean, oblivious, adaptive, worst-case and recovered accuracy of every row, and whether a check fails that did
+    not. Costs are not: they depend on the machine.
 
     Args:
         table: ``DefenceTable.to_dict()``.
         reference: the same, of the committed run.
 
     Returns:
-        One line a difference: in the settings, a missing row, or a figure outside its interval.
+        One line a difference: in the settings, a missing row, a figure outside its interval, or a check that fails.
     """
     plain = json.loads(json.dumps(table))
     differences = different_settings(plain["spec"], reference["spec"])
@@ -42,6 +42,8 @@ def compare_with_reference(table: dict[str, Any], reference: dict[str, Any]) -> 
         if name not in rows:
             differences.append(f"{name}: this row is missing")
             continue
+        if fails := _failing(rows[name]) - _failing(wanted):
+            differences.append(f"{name}: {', '.join(sorted(fails))} did not fail in the reference")
         now = _shares(rows[name])
         for figure, (_, low, high) in _shares(wanted).items():
             share = now.get(figure, (None,))[0]
@@ -58,6 +60,10 @@ def different_settings(spec: dict[str, Any], reference: dict[str, Any]) -> list[
         for key in _MUST_MATCH
         if spec[key] != reference[key]
     ]
+
+
+def _failing(row: dict[str, Any]) -> set[str]:
+    return {check["id"] for check in row["checks"] if check["verdict"] == "fail"}
 
 
 def _shares(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:

@@ -72,13 +72,14 @@ class Report:
     """clean: defended, clean images; attacked: bare classifier under oblivious PGD; purified: defended under the same; adaptive:
     defended, lowest margin found for each image, broken or not."""
     norms: NormSummary | None
-    """Smallest adversarial norms that FMN found."""
+    """Smallest adversarial norms that any attack found, among the images on which FMN looked for them."""
     checks: list[Check]
     """S1 to S13, on the first images."""
     curve: Curve | None
     """Accuracy against eps, on the first images."""
     errors: dict[int, str]
-    """Images to which the model's answer was no number: wrong in every column."""
+    """Images to which the model's answer was no number somewhere inside the threat: wrong wherever that was, and in the adaptive
+    and the worst case."""
     code: CodeStatistics | None
     """Of the sparse code on clean images, for purifiers that have one."""
     classifier_macs: int
@@ -117,11 +118,16 @@ class Report:
         """This defence against another one on the same images, worst case (exact McNemar test).
 
         Raises:
-            ValueError: they were shown other images, or another threat model.
+            ValueError: they were shown other images, another threat model, or other attacks (the weaker one would count for the
+                defence); or one of them has no rows for each image (it was read from a JSON file).
         """
-        for key in ("images", "threat"):
+        for key in ("images", "threat", "suite", "draws"):
             if self.configuration[key] != other.configuration[key]:
                 raise ValueError(f"not comparable: {key} {self.configuration[key]} and {other.configuration[key]}")
+        if empty := [report.name for report in (self, other) if "worst_share" not in report.per_image]:
+            raise ValueError(
+                f"{' and '.join(empty)} has no rows for each image: compare reports of finished runs, not of JSON files"
+            )
         return PairedComparison.of(self.per_image["worst_share"], other.per_image["worst_share"])
 
     def cells(self) -> tuple[str, ...]:
@@ -229,7 +235,9 @@ def _read(store: RunStore) -> Report:
     # of several noisy shares of an image the least would be too low: a random defence has the column that is lowest in the mean
     worst = shares.amin(0) if draws == 1 else shares[int(shares.mean(1).argmin())]
     how = f"suite {configuration['suite'].partition(':')[0]}, {len(adaptive)} stages, per-image minimum"
-    norms = _norms(store, [stage for stage in stages.values() if stage.claim == "norm"], n)
+    # a random defence's shares are noisy: an image that an attack did not bring down in the end may have come out low once
+    finding = ("norm",) if draws > 1 else ("norm", "adaptive", "oblivious")
+    norms = _norms(store, [stage for stage in stages.values() if stage.claim in finding], n)
     per_image = {
         "label": labels,
         "undefended_clean_margin": margin(bare),
@@ -289,16 +297,19 @@ def _spread(store: RunStore, stage: StageRecord, n: int, which: int, *, missing:
 
 
 def _norms(store: RunStore, stages: Sequence[StageRecord], n: int) -> Tensor:
-    """Distance of the nearest adversarial image that any stage found, misclassified in at least half of the draws; 0 for images
-    that are misclassified as they are; NaN where none was found or nothing was measured."""
+    """Distance of the nearest adversarial image that any stage found, misclassified in at least half of the draws, for the images
+    on which FMN looked for it; 0 for those misclassified as they are; NaN where none was found or nothing was measured."""
     values = torch.full((n,), float("nan"), dtype=torch.float64)
+    looked_for = torch.zeros(n, dtype=torch.bool)
     for stage in stages:
         trials: defaultdict[tuple[int, int], list[Trial]] = defaultdict(list)
         for trial in store.trials(stage):
             trials[trial.image, trial.restart].append(trial)
         for (image, _), draws in trials.items():
+            looked_for[image] |= stage.claim == "norm"
             if 2 * sum(trial.correct for trial in draws) <= len(draws):
                 values[image] = torch.fmin(values[image], torch.tensor(draws[0].distance, dtype=torch.float64))
+    values[~looked_for] = float("nan")
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from purify.classifier import wrap
 from purify.compatibility import check_classifier_fits
 from purify.data import DataNotFoundError, ImageSet, Split, file_stem, load_dataset
 from purify.eval.baselines import BASELINES, IN_EVERY_TABLE, GaussianNoise, make_baseline
-from purify.eval.evaluate import Settings, evaluate
+from purify.eval.evaluate import EVALUATION, Settings, evaluate
 from purify.eval.plain import to_plain
 from purify.eval.reference import different_settings
 from purify.eval.report import Report, markdown_table
 from purify.eval.shared import SharedAttacks
 from purify.eval.trained import TRAINED, trained_baseline, trained_classifier
+from purify.fingerprint import fingerprint_images
 from purify.normalization import NormalizedClassifier
 from purify.versions import library_versions
 
@@ -160,15 +161,19 @@ class DefenceTable:
         skipped = f" {len(self.skipped)} unreadable images were skipped." if self.skipped else ""
         errors = sum(len(report.errors) for report in self.reports)
         wrong = f" {errors} answers were no number and count as wrong." if errors else ""
+        old = [report.name for report in self.reports if report.configuration.get("evaluation", 1) < EVALUATION]
+        which = "all rows" if len(old) == len(self.reports) else "; ".join(old)
+        older = f" Measured by an earlier version of this evaluation (docs/evaluation.md): {which}." if old else ""
         note = (
             f"Classifier {self.spec.classifier}; n = {first.clean.n} test images, seed {first.seed}. Accuracies in % with "
             f"95 % Wilson intervals; recovered = (purified − attacked) / (clean − attacked), 95 % bootstrap interval. "
             f"Oblivious: PGD with {settings.oblivious_steps} steps and FGSM, made on the bare classifier. Adaptive: made "
             f"on purifier and classifier together, suite {settings.suite}, per-image minimum over its attacks and gradient "
             f"paths; worst case: over these and the oblivious ones. Margins: medians, in logits. Smallest norm: median of "
-            f"what FMN found, measured as eps is. MACs: the purifier's over the classifier's. ms: for an image, both "
-            f"together, in batches of 32, on the machine that measured the row (×: over the classifier alone, in the same run). "
-            f"Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}{missing}"
+            f"the least that any attack found, of the images that FMN was put to, measured as eps is. MACs: the purifier's over "
+            f"the classifier's. ms: for an image, both together, in batches of 32, on the machine that measured the row (×: over "
+            f"the classifier alone, in the same run). "
+            f"Checks: S1 to S13, on the first {settings.check_images} images.{skipped}{wrong}{older}{missing}"
         )
         return f"{title}\n\n{markdown_table(self.reports)}\n\n{note}"
 
@@ -231,6 +236,8 @@ def defence_table(
         test = load_split(spec.data, "test").first(spec.images)
     except DataNotFoundError as missing:
         return DefenceTable(spec, not_run=str(missing))
+    if found and (differing := _of_other_images(found.values(), test)):
+        raise ValueError(f"the rows {', '.join(differing)} are of other images than {spec.data} holds now: measure all rows")
     # All that the rows need is made before the first attack: a name that is not known is not found out an hour later.
     defences = dict.fromkeys(_parts(row)[0] for row in wanted)
     purifiers = {name: _purifier(name, spec, load_split, quiet) for name in defences}
@@ -275,6 +282,12 @@ def _taken_over(spec: TableSpec, earlier: Mapping[str, Any]) -> dict[str, Report
     if differences:
         raise ValueError(f"the other rows cannot be taken from a table that differs ({'; '.join(differences)}): measure all rows")
     return {row["name"]: Report.from_dict(row) for row in earlier["rows"]}
+
+
+def _of_other_images(reports: Iterable[Report], test: ImageSet) -> list[str]:
+    """Names of the rows that were measured on other images than these."""
+    digest = fingerprint_images(test)
+    return [report.name for report in reports if report.configuration["images"]["digest"] != digest]
 
 
 def _purifier(name: str, spec: TableSpec, load_split: Callable[[str, Split], ImageSet], quiet: bool) -> nn.Module | None:

@@ -89,6 +89,9 @@ def test_the_paths_of_a_baseline() -> None:
     classifier, x = load_classifier("digits-shufflenet"), torch.rand(2, 1, 8, 8)
     assert list(gradient_paths(purify.wrap(classifier, JPEG()), x)) == ["smooth rounding", "straight through", "transfer"]
     assert list(gradient_paths(purify.wrap(classifier, MedianFilter()), x)) == ["exact", "straight through", "transfer"]
+    clipped = make_baseline("pca", purify.load_dataset("digits", "train")), make_baseline("noise")
+    for purifier in clipped:  # an image at its wall has no gradient through the clip
+        assert "without the clip" in gradient_paths(purify.wrap(classifier, purifier.eval()), x)
 
 
 def test_pca_is_scikit_learns() -> None:
@@ -310,5 +313,13 @@ def test_rows_are_measured_alone_and_the_others_taken_over(tmp_path: Path) -> No
     assert drawn == {f"digits-{name}.png" for name in ("examples", "margins", "eps")}
     with pytest.raises(ValueError, match=r"cannot be taken from a table that differs \(images: .*measure all rows"):
         defence_table(dataclasses.replace(spec, images=10), rows=("none",), earlier=part.to_dict(), quiet=True)
+    other = json.loads(json.dumps(part.to_dict()))
+    other["rows"][1]["configuration"]["images"]["digest"] = "of other images"
+    with pytest.raises(ValueError, match="the rows jpeg are of other images than digits holds now"):
+        defence_table(spec, rows=("none",), earlier=other, quiet=True)
+    assert "earlier version" not in whole.markdown()
+    del other["rows"][1]["configuration"]["evaluation"]  # the first version had none
+    earlier = DefenceTable(spec, [Report.from_dict(row) for row in other["rows"]])
+    assert "Measured by an earlier version of this evaluation (docs/evaluation.md): jpeg." in earlier.markdown()
     with pytest.raises(ValueError, match="digits has no row blur; its rows: none, digits-dsae, jpeg, median"):
         defence_table(spec, rows=("blur",), quiet=True)

@@ -107,6 +107,34 @@ def test_smallest_norm_without_an_exact_gradient_is_the_least_over_all_paths(
     assert not torch.allclose(each[0], found.float())  # the first path alone finds less
 
 
+class _HalfQuantiser(nn.Module):
+    """Rounds all rows but the first: some gradient arrives, most does not."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([images[:, :, :1], (images[:, :, 1:] * 4).round() / 4], 2)
+
+
+def test_smallest_norm_follows_the_path_that_breaks(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """A gradient that is mostly masked: the least is that of the straight-through path, and never above what broke an image."""
+    x = digits[0][:24]
+    defended = purify.wrap(toy, _HalfQuantiser().eval())
+    with torch.no_grad():
+        y = defended(x).argmax(1)
+    settings = Settings(suite="adaptive", oblivious_steps=5, norm_images=16, check_images=0, pictures=0)
+    threat = ThreatModel("linf", 0.1)
+    found = evaluate(defended, x, y, threat, settings=settings, quiet=True)
+    norms, broken = found.per_image["smallest_norm"], found.per_image["worst_share"] <= 0
+    assert broken[:16].any()
+    assert not broken[:16].all()
+    assert bool((norms[:16][broken[:16]] <= 0.1 + 1e-6).all())
+    assert bool(norms[16:].isnan().all())  # where it was not looked for
+    along = [name for name in found.seconds if name.startswith("FMN, any norm")]
+    assert "FMN, any norm, exact" in along
+    assert "FMN, any norm, straight through" in along
+    alone = evaluate(toy, x, y, threat, settings=settings, quiet=True)
+    assert [name for name in alone.seconds if name.startswith("FMN, any norm")] == ["FMN, any norm, exact"]
+
+
 def test_suites_and_the_judge_agree(report: Report, quick_victim: nn.Module) -> None:
     """``run_suite``, which keeps nothing, breaks as many images, within the noise of other random starts."""
     x, y = purify.load_dataset("digits", "test").first(150).batch(slice(None))
@@ -224,6 +252,12 @@ def test_two_defences_on_the_same_images(report: Report, quick_victim: nn.Module
     few = evaluate(quick_victim, digits.first(10), None, THREAT, settings=FEW, quiet=True)
     with pytest.raises(ValueError, match="not comparable: images"):
         report.versus(few)
+    weaker = Suite("weak", "two steps", (Entry("PGD-2", PGD(THREAT, steps=2)),))
+    easy = evaluate(quick_victim, digits, None, THREAT, settings=FEW, suite=weaker, quiet=True)
+    with pytest.raises(ValueError, match="not comparable: suite weak"):
+        easy.versus(bare)
+    with pytest.raises(ValueError, match="digits-dsae has no rows for each image"):
+        bare.versus(dataclasses.replace(Report.from_dict(report.to_dict()), name="digits-dsae"))
 
 
 def test_the_least_of_noisy_shares_is_no_figure(digits: tuple[Tensor, Tensor]) -> None:
@@ -336,6 +370,28 @@ def test_an_image_with_nan_is_an_error_and_never_robust(toy: nn.Module, digits: 
     assert all(found.per_image["worst_share"][image] == 0 for image in found.errors)
     assert all("NaN" in words for words in found.errors.values())
     assert f"errors: {len(found.errors)} images" in found.head()
+
+
+def test_what_a_model_says_outside_the_ball_is_no_error(toy: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """NaN far from the image, where only the search for the smallest norm comes: no figure depends on that search."""
+    x = digits[0][:6]
+    with torch.no_grad():
+        y = toy(x).argmax(1)
+
+    class Fragile(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            nearest = torch.cdist(images.flatten(1), x.flatten(1), p=float("inf")).amin(1)
+            logits: Tensor = toy(images)
+            return torch.where(nearest[:, None] > 0.2, torch.nan, logits)
+
+    settings = Settings(suite="fast", oblivious_steps=2, norm_images=0, check_images=0, pictures=0)
+    shares = []
+    for norms in (0, 6):
+        asked = dataclasses.replace(settings, norm_images=norms)
+        found = evaluate(Fragile().eval(), x, y, ThreatModel("linf", 0.01), settings=asked, quiet=True)
+        assert found.errors == {}
+        shares.append(found.adaptive.share)
+    assert shares[0] == shares[1] > 0
 
 
 def test_an_evaluation_has_no_l1(digits: tuple[Tensor, Tensor], quick_victim: nn.Module) -> None:

@@ -88,6 +88,10 @@ def test_differences_from_the_reference_are_named() -> None:
     assert "made with" in compare_with_reference(other, reference)[0]
     assert read_reference("nothing") is None
     other = copy.deepcopy(reference)
+    other["rows"][0]["checks"][4]["verdict"] = "fail"
+    assert compare_with_reference(other, reference) == ["none: S5 did not fail in the reference"]
+    assert compare_with_reference(reference, other) == []
+    other = copy.deepcopy(reference)
     for bound in ("low", "high"):
         other["rows"][1]["recovered"]["PGD"][bound] = None  # where the attack took next to nothing
     assert compare_with_reference(reference, other) == []

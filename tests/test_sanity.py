@@ -14,12 +14,12 @@ from conftest import ROOT, quick_classifier
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import APGD, PGD, ThreatModel, exact
+from purify.attacks import APGD, PGD, Square, ThreatModel, exact
 from purify.eval.baselines import make_baseline
 from purify.eval.curves import accuracy_against_eps
 from purify.eval.evaluate import gradient_paths
 from purify.eval.examination import Examination, freeze, is_held
-from purify.eval.fakes import FAKES, ExtremeTemperature, RandomResize
+from purify.eval.fakes import FAKES, ExtremeTemperature, GradientScrambler, RandomResize
 from purify.eval.sanity import CHECKS, Check, check_line, run_check, run_checks
 
 THREAT = ThreatModel("linf", 0.15)
@@ -209,6 +209,41 @@ def test_masked_gradients_behind_noise_are_seen() -> None:
     examination.paths, examination._done = gradient_paths(examination.model, examination.images[:2]), {}
     check = run_check("S6", examination)
     assert check.verdict != "fail", check.words
+
+
+def test_noise_does_not_hide_a_masked_gradient_from_square() -> None:
+    """Scrambled gradients behind noise in the logits: asked for the mean of the draws, Square finds what gradients do not."""
+    examination = _examination("no defence")
+    model = purify.wrap(_NoisyLogits(quick_classifier(), 3.0), GradientScrambler().eval())
+    examination.model, examination.draws, examination.steps, examination.queries = model, 8, 8, 1000
+    examination.images, examination.labels = examination.images[:32], examination.labels[:32]
+    examination.paths = {"exact": exact(model)}
+    check = run_check("S5", examination)
+    assert check.verdict == "fail", check.words
+    lucky = examination.under(Square(examination.threat, queries=1000, early_stop=False), "none")
+    averaged = examination.under(Square(examination.threat, queries=1000, early_stop=False), "none", averaged=True)
+    assert averaged.mean() < lucky.mean() - 0.1
+
+
+def test_iterative_checks_follow_the_strongest_path() -> None:
+    """A quantiser has a gradient, which is zero: an attack along it shows nothing."""
+    for name in ("hard quantiser", "no defence"):
+        examination = _examination(name)
+        assert examination.connected
+        path = examination.strongest()
+        assert path is not None
+        assert (path == "exact") == (name == "no defence")
+        left = float(examination.under(examination.attack(), path).mean())
+        assert left < 0.5
+        assert f"{100 * left:.1f} %" in run_check("S4", examination).words
+
+
+def test_planted_fakes_before_a_classifier_that_nothing_moves() -> None:
+    """S8 alone would see the planted zero gradients there too; that says nothing about the comparisons."""
+    examination = _examination("no defence")
+    examination.labels = torch.zeros_like(examination.labels)
+    examination.model = lambda images: torch.eye(10)[0] * 50 + 1e-3 * images.flatten(1)[:, :10]
+    assert run_check("S13", examination).verdict == "not applicable"
 
 
 def test_without_an_exact_gradient_the_best_stand_in_is_examined() -> None:

@@ -197,6 +197,27 @@ def test_one_coin_for_all_images_of_a_pass_is_noticed(toy: nn.Module, batch: tup
             check_deterministic(coin, batch[0][:4])
 
 
+def test_a_model_that_is_random_of_attacked_images_alone_is_refused(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Noise where an image is not of 8 bits, as attacked ones are not; and noise under a shift that hides it from a relative
+    tolerance."""
+
+    def suspicious(images: Tensor) -> Tensor:
+        plain = ((images * 255 - (images * 255).round()).abs() < 1e-3).flatten(1).all(1)
+        noise = torch.where(plain[:, None, None, None], 0.0, 0.2 * torch.randn_like(images))
+        logits: Tensor = toy((images + noise).clamp(0, 1))
+        return logits
+
+    def shifted(images: Tensor) -> Tensor:
+        logits: Tensor = toy(images)
+        return logits + torch.randn_like(logits) + 1e4
+
+    assert torch.equal(suspicious(batch[0]), toy(batch[0]))
+    for model in (suspicious, shifted):
+        with pytest.raises(ValueError, match="other logits for the same images at each pass"):
+            check_deterministic(model, batch[0][:4])
+    check_deterministic(lambda images: toy(images) + 100.0, batch[0][:4])
+
+
 def test_a_model_that_looks_at_its_whole_batch_is_refused(toy: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """Noise from a fixed seed, the same at each pass and other for an image in another batch; a stretch over the batch."""
 
