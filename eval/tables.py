@@ -122,6 +122,15 @@ TABLES: dict[str, TableSpec] = {
         images=500,
         recipes="cifar10",
     ),
+    "cifar10-lossless": TableSpec(
+        data="imagefolder:cifar10-lossless.zip",
+        name="cifar10-lossless",
+        classifier="cifar10-resnet18",
+        purifiers=("cifar10-dsae", "cifar10-dsae-robust"),
+        baselines=(),
+        threat=ThreatModel("linf", 8 / 255),
+        images=250,
+    ),
     "cifar10-l2": TableSpec(
         name="cifar10-l2",
         data="imagefolder:cifar10-jpeg.zip",
