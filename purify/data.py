@@ -264,7 +264,11 @@ def _torchvision(name: str, split: Split, data_root: str | Path | None, download
 
 
 def _class_names(path: Path) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the class list {path} is no text in UTF-8 ({error}): expected UTF-8, save it as that") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"the class list {path} names {', '.join(twice[:5])} more than once")
     return names

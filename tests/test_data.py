@@ -26,11 +26,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 import purify
+from purify import image_folder
 from purify.attacks import PGD, ThreatModel
 from purify.attacks.suite import SUITES, Entry
 from purify.data import _FOLDER_SHARES, DataNotFoundError, split_indices
 from purify.eval import Settings, evaluate
-from purify.image_folder import _images
+from purify.folder_layout import find_layout
+from purify.picture import read_picture
 
 
 @given(
@@ -125,8 +127,29 @@ def test_a_changed_folder_is_read_anew(tmp_path: Path, cache: Path) -> None:
         (folder / "ant" / f"{i}.png").write_bytes(picture(i + 50))
     after = purify.load_dataset(f"imagefolder:{folder}", "train").batch(slice(None))[0]
     assert not torch.equal(before, after)
-    assert len(list(cache.rglob("*.bytes"))) == 2
-    assert not list(cache.rglob("*.partial"))
+    assert {path.suffix for path in (cache / "decoded").iterdir()} == {".bytes", ".json"}
+    assert len(list((cache / "decoded").iterdir())) == 2  # the older copy is gone
+    purify.load_dataset(f"imagefolder:{folder}", "train", size=4)
+    assert len(list(cache.rglob("*.bytes"))) == 2  # the same pictures, cut otherwise, stand beside it
+
+
+def test_what_another_process_still_decodes_stays(tmp_path: Path, cache: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    purify.load_dataset(f"imagefolder:{folder}", "train")
+    (decoded,) = cache.rglob("*.bytes")
+    unfinished = decoded.with_name(f"{decoded.stem.partition('-')[0]}-another.1.partial")
+    unfinished.touch()
+    (folder / "ant" / "0.png").write_bytes(picture(60))
+    purify.load_dataset(f"imagefolder:{folder}", "train")
+    assert unfinished.exists()
+    assert not decoded.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, cache: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    cache.write_text("a file where a folder should be", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be kept in .*cache.*PURIFY_CACHE names another folder"):
+        purify.load_dataset(f"imagefolder:{folder}", "train")
 
 
 def test_photographs_are_split_600_50_100() -> None:
@@ -214,6 +237,11 @@ def test_a_class_list_is_read_by_lines(tmp_path: Path) -> None:
     classes.write_text("ant\nbee\nant\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"classes.txt names ant more than once"):
         purify.load_dataset(f"imagefolder:{folder}", "train", class_list=classes)
+    classes.write_text("ant\ngolden retriever\n", encoding="utf-8-sig")  # as Windows' editor saves it
+    assert purify.load_dataset(f"imagefolder:{folder}", "train", class_list=classes).classes == ("ant", "golden retriever")
+    classes.write_text("ant\ngolden retriever\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"classes.txt is no text in UTF-8 .* expected UTF-8"):
+        purify.load_dataset(f"imagefolder:{folder}", "train", class_list=classes)
 
 
 @pytest.mark.parametrize("parts", [("",), ("train", "test")])
@@ -239,6 +267,66 @@ def test_what_lies_elsewhere_is_no_class(tmp_path: Path) -> None:
     (folder / "train").rename(folder / "training")
     with pytest.raises(ValueError, match="has the parts training; call them train, val, test"):
         purify.load_dataset(f"imagefolder:{folder}", "test")
+
+
+@pytest.mark.parametrize("parts", [("Train", "Test"), ("TRAIN", "VAL", "test")])
+def test_parts_may_be_written_in_capitals(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    folder = make_folder(tmp_path / "pictures", parts=parts)
+    images = purify.load_dataset(f"imagefolder:{folder}", "test")
+    assert images.classes == ("ant", "bee")
+    assert len(images) == 40
+    assert images.skipped == ()
+
+
+@pytest.mark.parametrize("name", ["training_set", "Training", "seg_train", "train-images", "validation", "Dev", "testing data"])
+def test_parts_of_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"pets has the parts {name}; call them train, val, test"):
+        find_layout(Path("pets"), [f"{name}/{c}/0.png" for c in ("ant", "bee")] + ["ant/0.png"])
+
+
+def test_classes_that_look_like_parts_are_doubted(caplog: pytest.LogCaptureFixture) -> None:
+    folds = [f"fold{fold}/{c}/{i}.png" for fold in (1, 2) for c in ("ant", "bee") for i in range(3)]
+    with caplog.at_level(logging.WARNING):
+        layout = find_layout(Path("pets"), folds)
+    assert set(layout.classes) == {"fold1", "fold2"}
+    (line,) = caplog.messages
+    assert line.startswith(
+        "pets: the folders fold1, fold2 are taken for classes, though each of them holds the folders ant, bee;"
+    )
+    caplog.clear()
+    find_layout(Path("pets"), [*folds, "fold2/0.png"])  # a picture beside the folders, as a class has
+    find_layout(Path("pets"), ["cat/near/0.png", "cat/far/1.png", "dog/near/0.png"])
+    find_layout(Path("pets"), [f"{part}/{c}/{i}.png" for part in ("train", "test") for c in ("ant", "bee") for i in range(3)])
+    assert not caplog.messages
+
+
+def test_a_few_warnings_and_not_one_for_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        layout = find_layout(Path("pets"), ["ant/0.png", "bee/0.png", *(f"{i}.png" for i in range(500))])
+    assert len(layout.left_out) == 500
+    assert len(caplog.messages) == 4
+    assert caplog.messages[-1] == "left out of pets: 497 more of this kind"
+    caplog.clear()
+    folder = make_folder(tmp_path / "pictures")
+    for i in range(50):
+        (folder / "ant" / f"{i}.heic").write_text("no picture", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert len(purify.load_dataset(f"imagefolder:{folder}", "test").skipped) == 50
+    assert len(caplog.messages) == 4
+    assert "skipped 47 more unreadable images" in caplog.messages[-1]
+
+
+def test_links_are_followed_and_not_round_in_a_circle(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    shutil.move(folder / "bee", tmp_path / "elsewhere")
+    try:
+        (folder / "bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (folder / "ant" / "round").symlink_to(folder, target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links here: {error}")
+    sets = [purify.load_dataset(f"imagefolder:{folder}", split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert sets[0].classes == ("ant", "bee")
+    assert sum(map(len, sets)) == 40
 
 
 def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
@@ -277,9 +365,9 @@ def test_few_images_of_a_class_leave_no_part_empty() -> None:
 def test_a_listing_of_many_pictures_takes_linear_time() -> None:
     names = [f"train/{i % 10}/{i}.jpg" for i in range(40_000)] + ["lonely.jpg", "train/none.jpg"]
     start = time.perf_counter()
-    files, top, others = _images(Path("many.zip"), names)
+    layout = find_layout(Path("many.zip"), names)
     assert time.perf_counter() - start < 10  # half a second; in quadratic time two minutes
-    assert (len(files), top, len(others)) == (40_000, 0, 2)
+    assert (len(layout.names), layout.parts[0], len(layout.left_out)) == (40_000, "train", 2)
 
 
 def test_only_a_test_part(tmp_path: Path) -> None:
@@ -303,9 +391,19 @@ def test_unreadable_images_are_named_and_skipped(tmp_path: Path, caplog: pytest.
 def test_sizes_must_agree_or_be_given(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pictures")
     (folder / "ant" / "large.png").write_bytes(picture(3, size=(20, 30)))
-    with pytest.raises(ValueError, match=r"2 sizes \(6×8, 30×20"):
+    with pytest.raises(ValueError, match=r"differ in size \(6×8 and 30×20"):
         purify.load_dataset(f"imagefolder:{folder}", "test")
     assert purify.load_dataset(f"imagefolder:{folder}", "test", size=5).image_shape == (3, 5, 5)
+
+
+def test_other_sizes_are_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    (folder / "ant" / "00.png").write_bytes(picture(3, size=(20, 30)))
+    read: list[bytes] = []
+    monkeypatch.setattr(image_folder, "read_picture", lambda raw: read.append(raw) or read_picture(raw))
+    with pytest.raises(ValueError, match="differ in size"):
+        purify.load_dataset(f"imagefolder:{folder}", "test")
+    assert len(read) == 2  # of 41
 
 
 def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
