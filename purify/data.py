@@ -98,6 +98,16 @@ class ImageSet:
             return replace(self, pixels=self.pixels[:end], labels=self.labels[:end])
         return replace(self, labels=self.labels[:end], rows=self.rows[:end])
 
+    def with_channels(self, channels: int) -> ImageSet:
+        """Grey images in so many equal channels, without a copy.
+
+        Raises:
+            ValueError: they are in colour.
+        """
+        if self.image_shape[0] != 1:
+            raise ValueError(f"expected grey images, got {self.image_shape[0]} channels")
+        return replace(self, pixels=self.pixels.expand(-1, channels, -1, -1))
+
     def joined(self, other: ImageSet) -> ImageSet:
         """These images and then the ``other`` set's, which must be of the same size and classes; called as this one is.
 
