@@ -7,7 +7,6 @@ import io
 import logging
 import shutil
 import sys
-import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerContext
@@ -31,7 +30,6 @@ from purify.attacks import PGD, ThreatModel
 from purify.attacks.suite import SUITES, Entry
 from purify.data import _FOLDER_SHARES, DataNotFoundError, split_indices
 from purify.eval import Settings, evaluate
-from purify.folder_layout import find_layout
 from purify.picture import read_picture
 
 
@@ -278,35 +276,7 @@ def test_parts_may_be_written_in_capitals(tmp_path: Path, parts: tuple[str, ...]
     assert images.skipped == ()
 
 
-@pytest.mark.parametrize("name", ["training_set", "Training", "seg_train", "train-images", "validation", "Dev", "testing data"])
-def test_parts_of_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"pets has the parts {name}; call them train, val, test"):
-        find_layout(Path("pets"), [f"{name}/{c}/0.png" for c in ("ant", "bee")] + ["ant/0.png"])
-
-
-def test_classes_that_look_like_parts_are_doubted(caplog: pytest.LogCaptureFixture) -> None:
-    folds = [f"fold{fold}/{c}/{i}.png" for fold in (1, 2) for c in ("ant", "bee") for i in range(3)]
-    with caplog.at_level(logging.WARNING):
-        layout = find_layout(Path("pets"), folds)
-    assert set(layout.classes) == {"fold1", "fold2"}
-    (line,) = caplog.messages
-    assert line.startswith(
-        "pets: the folders fold1, fold2 are taken for classes, though each of them holds the folders ant, bee;"
-    )
-    caplog.clear()
-    find_layout(Path("pets"), [*folds, "fold2/0.png"])  # a picture beside the folders, as a class has
-    find_layout(Path("pets"), ["cat/near/0.png", "cat/far/1.png", "dog/near/0.png"])
-    find_layout(Path("pets"), [f"{part}/{c}/{i}.png" for part in ("train", "test") for c in ("ant", "bee") for i in range(3)])
-    assert not caplog.messages
-
-
-def test_a_few_warnings_and_not_one_for_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        layout = find_layout(Path("pets"), ["ant/0.png", "bee/0.png", *(f"{i}.png" for i in range(500))])
-    assert len(layout.left_out) == 500
-    assert len(caplog.messages) == 4
-    assert caplog.messages[-1] == "left out of pets: 497 more of this kind"
-    caplog.clear()
+def test_a_few_warnings_of_unreadable_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_folder(tmp_path / "pictures")
     for i in range(50):
         (folder / "ant" / f"{i}.heic").write_text("no picture", encoding="utf-8")
@@ -360,14 +330,6 @@ def test_few_images_of_a_class_leave_no_part_empty() -> None:
         parts = split_indices(torch.arange(each * 50) % 50, (0.8, 0.08, 0.12))
         assert all(len(part) for part in parts)
         assert sorted(torch.cat(parts).tolist()) == list(range(each * 50))
-
-
-def test_a_listing_of_many_pictures_takes_linear_time() -> None:
-    names = [f"train/{i % 10}/{i}.jpg" for i in range(40_000)] + ["lonely.jpg", "train/none.jpg"]
-    start = time.perf_counter()
-    layout = find_layout(Path("many.zip"), names)
-    assert time.perf_counter() - start < 10  # half a second; in quadratic time two minutes
-    assert (len(layout.names), layout.parts[0], len(layout.left_out)) == (40_000, "train", 2)
 
 
 def test_only_a_test_part(tmp_path: Path) -> None:
