@@ -120,6 +120,7 @@ def reproduce(report: Report) -> str:
     options = {
         "data": about["data"],
         "classifier": about["classifier"],
+        **{name: about[name] for name in ("weights", "mean", "std") if name in about},
         "purifier": about["purifier"],
         "norm": report.threat.norm,
         "eps": repr(report.threat.eps),
@@ -133,7 +134,8 @@ def reproduce(report: Report) -> str:
         **({} if settings.get("batch_size") is None else {"batch-size": settings["batch_size"]}),
         **about.get("options", {}),
     }
-    return "purify evaluate " + " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
+    words = ((key, value if isinstance(value, list) else [value]) for key, value in options.items())
+    return "purify evaluate " + " ".join(f"--{key} {shlex.join(map(str, values))}" for key, values in words)
 
 
 def _share(accuracy: Accuracy) -> str:

@@ -117,7 +117,8 @@ class RunStore:
             lock.acquire(timeout=wait)
         except Timeout:
             raise StoreError(
-                f"another run is writing to {self.path}; wait for it (--wait SECONDS), or give this one another --store"
+                f"another run is writing to {self.path}; wait for it (--wait SECONDS), or give this one another store "
+                "(--store FILE, or --out FOLDER)"
             ) from None
         return lock
 
@@ -126,7 +127,7 @@ class RunStore:
         if version > FORMAT:
             raise StoreError(
                 f"{self.path} was written by a newer version of purify (format {version}; this one reads up to {FORMAT}): "
-                "upgrade, or give another --store"
+                "upgrade, or give another store (--store FILE, or --out FOLDER)"
             )
         if version == 0:
             if configuration is None:
@@ -145,8 +146,8 @@ class RunStore:
         differences = _differences(self.configuration, json.loads(json.dumps(configuration)))
         if differences:
             raise StoreError(
-                f"{self.path} holds a run with another configuration; give another --store, or set back:\n  "
-                + "\n  ".join(differences)
+                f"{self.path} holds a run with another configuration; give another store (--store FILE, or --out FOLDER), "
+                "or set back:\n  " + "\n  ".join(differences)
             )
 
     @contextmanager

@@ -218,6 +218,7 @@ def defence_table(
     classifier: nn.Module | None = None,
     rows: tuple[str, ...] = (),
     earlier: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     stores: Path | None = None,
     quiet: bool = False,
 ) -> DefenceTable:
@@ -230,6 +231,7 @@ def defence_table(
         rows: names of those to measure (``spec.row_names``); none: all of them.
         earlier: a table as plain values (:meth:`DefenceTable.to_dict`), from which the other rows are taken; None: they are left
             out, and the table says so.
+        about: plain values that each row's run says of itself, beside its data, classifier and purifier.
         stores: folder with one store a row: a table that was stopped goes on where it was; None: nothing is kept.
         quiet: no progress bars.
 
@@ -259,8 +261,10 @@ def defence_table(
     }
     for other, module in classifiers.items():
         check_classifier_fits(module, test, other or spec.classifier)
+    own, others = ({Path(path).stem: path for path in given} for given in (spec.purifiers, spec.other_classifiers))
     for name in wanted:
-        purifier, other = purifiers[_parts(name)[0]], _parts(name)[1]
+        defence, other = _parts(name)
+        purifier = purifiers[defence]
         if purifier is None:
             model: nn.Module = classifiers[other]
         else:  # one row is no purifier but another classifier
@@ -272,7 +276,13 @@ def defence_table(
             spec.threat,
             settings=_suited(spec.settings, purifier),
             name=name,
-            about={"data": spec.data, "split": test.split, "classifier": other or spec.classifier, "purifier": name},
+            about={
+                "data": spec.data,
+                "split": test.split,
+                "classifier": others.get(other, spec.classifier),
+                "purifier": own.get(defence, defence),
+                **(about or {}),
+            },
             store=":memory:" if stores is None else stores / f"{spec.stem}.{file_stem(name)}.sqlite",
             shared=None if isinstance(purifier, NormalizedClassifier) else shared[other],
             quiet=quiet,

@@ -305,20 +305,24 @@ class DenoisingSparseAutoencoder(nn.Module):
             self.analysis.bias[units] = 0.0
 
     @torch.no_grad()
-    def statistics(self, images: Tensor) -> CodeStatistics:
-        """L0, density, explained variance and dead-unit share over ``images`` (N, C, H, W)."""
+    def statistics(self, images: Tensor, batch_size: int | None = None) -> CodeStatistics:
+        """L0, density, explained variance and dead-unit share over ``images`` (N, C, H, W), all or ``batch_size`` at once."""
         check_images(images, self.config.channels)
-        code = self.encode(images)
-        purified = self.decode(code, size=(images.shape[-2], images.shape[-1]))
-        active = code > 0
-        places = self.config.units * code[0, 0].numel() + self.config.global_units
-        spread = (images - images.mean(0, keepdim=True)).square().sum()
-        l0 = active.flatten(1).sum(1).float().mean().item()
+        mean, wrong, spread, count = images.mean(0, keepdim=True), 0.0, 0.0, 0
+        fired = torch.zeros(self.config.units + self.config.global_units, dtype=torch.bool, device=images.device)
+        for part in torch.split(images, batch_size or len(images)):
+            code = self.encode(part)
+            active = code > 0
+            count += int(active.sum())
+            fired |= active.any(dim=3).any(dim=2).any(dim=0)
+            wrong += (part - self.decode(code, size=(part.shape[-2], part.shape[-1]))).square().sum().item()
+            spread += (part - mean).square().sum().item()
+        l0 = count / len(images)
         return CodeStatistics(
             l0=l0,
-            density=l0 / places,
-            explained_variance=1 - ((images - purified).square().sum() / spread.clamp_min(1e-12)).item(),
-            dead_units=1 - active.any(dim=3).any(dim=2).any(dim=0).float().mean().item(),
+            density=l0 / (self.config.units * code[0, 0].numel() + self.config.global_units),
+            explained_variance=1 - wrong / max(spread, 1e-12),
+            dead_units=1 - fired.float().mean().item(),
         )
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from purify.checkpoint import load
 from purify.images import check_images
-from purify.normalization import Normalize, NormalizedClassifier, built_in_normalisation
+from purify.normalization import Normalize, NormalizedClassifier, PerChannel, built_in_normalisation
 from purify.preprocessing import Picture, Preprocessing, preprocessing_of
 from purify.training_mode import layers_in_training
 
@@ -54,8 +54,20 @@ class PurifiedClassifier(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify and classify: images (N, C, H, W) in [0, 1] to logits (N, classes)."""
-        return self.undefended(self.purify(images))
+        """Purify and classify: images (N, C, H, W) in [0, 1] to logits (N, classes).
+
+        Raises:
+            TypeError, ValueError: see :func:`purify.images.check_images`; or purifier, classifier and images differ in dtype or
+                device.
+        """
+        if not self.validate or torch.compiler.is_compiling():
+            return self.undefended(self.purify(images))
+        try:
+            return self.undefended(self.purify(images))
+        except RuntimeError as error:
+            if apart := self._apart():
+                raise TypeError(apart) from error
+            raise
 
     def purify(self, images: Tensor) -> Tensor:
         """The purified images (N, C, H, W) in [0, 1], as the classifier gets them before its normalisation.
@@ -111,7 +123,21 @@ class PurifiedClassifier(nn.Module):
     def _check_dtype(self, images: Tensor) -> None:
         own = self._own(images).dtype
         if own != images.dtype and not torch.is_autocast_enabled(images.device.type):
-            raise TypeError(f"the images are {images.dtype} and the model is {own}; convert one of them: images.to({own})")
+            said = f"the images are {images.dtype} and the model is {own}; convert one of them: images.to({own})"
+            raise TypeError(self._apart() or said)
+
+    def _apart(self) -> str:
+        """In words, where purifier and classifier differ in dtype or device and so cannot work on the same images."""
+        purifier, classifier = (
+            next((f"{p.dtype} on {p.device}" for p in part.parameters() if p.is_floating_point()), None)
+            for part in (self.purifier, self.classifier)
+        )
+        if purifier is None or classifier is None or purifier == classifier:
+            return ""
+        return (
+            f"the purifier is {purifier} and the classifier {classifier}; bring them together: "
+            "defended.to(device, dtype), and the images likewise"
+        )
 
     def extra_repr(self) -> str:
         """What a reader must know and the list of parts does not say."""
@@ -123,8 +149,8 @@ def wrap(
     purifier: nn.Module | str | Path,
     *,
     weights: Any = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
     validate: bool = True,
 ) -> PurifiedClassifier:
     """Put ``purifier`` in front of ``model``: a module from images (N, C, H, W) in [0, 1] to logits.
@@ -139,17 +165,18 @@ def wrap(
         weights: where normalisation and :meth:`PurifiedClassifier.preprocess` come from. For torchvision a member of a weights
             enum, or its full name such as ``"ResNet50_Weights.DEFAULT"``; for timm ``model.pretrained_cfg``; for transformers
             the image processor.
-        mean: for each channel, in units of [0, 1].
-        std: for each channel, in units of [0, 1].
+        mean: for each channel or one number for all, in units of [0, 1].
+        std: likewise.
         validate: check each input (shape, dtype, range) and say what came instead.
 
     Warns:
         UserWarning: the normalisation that was given, or that none was, disagrees with what is seen of the model: it normalises
-            inside already, or its ``transform_input`` (inception_v3, googlenet) or ``pretrained_cfg`` (timm) says otherwise.
+            inside already, its ``transform_input`` (inception_v3, googlenet) or ``pretrained_cfg`` (timm) says otherwise, or
+            it is a model of torchvision or transformers and none was given.
 
     Raises:
-        ValueError: ``mean`` without ``std`` (or the reverse), either of them beside ``weights``, or weights that name no mean
-            and std.
+        ValueError: ``mean`` without ``std`` (or the reverse), either of them beside ``weights``, weights that name no mean
+            and std, or a mean outside [0, 1].
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     >>> defended = wrap(model, nn.Identity(), mean=(0.5,), std=(0.5,))
@@ -176,6 +203,8 @@ def wrap(
 
 
 _IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_NEVER_NORMALISE = ("torchvision.models.", "transformers.")
+"""Where models are at home that leave it to whoever prepares their images."""
 
 
 def _doubts(model: nn.Module, normalize: Normalize | None, preprocessing: Preprocessing | None) -> Iterator[str]:
@@ -191,6 +220,12 @@ def _doubts(model: nn.Module, normalize: Normalize | None, preprocessing: Prepro
         yield (
             f"the model's transform_input=True expects images with ImageNet's normalisation, {_IMAGENET!r}, and gets "
             f"{normalize or 'none'}; give its torchvision weights, or build it with transform_input=False"
+        )
+    elif normalize is None and inside is None and type(model).__module__.startswith(_NEVER_NORMALISE):
+        yield (
+            f"{type(model).__name__} of {type(model).__module__.partition('.')[0]} does not normalise its images, and no "
+            "normalisation was given; give the weights or image processor that it came with as weights=…, or the mean= and std= "
+            "that it was trained with: mean=(0, 0, 0) and std=(1, 1, 1) if it takes images in [0, 1]"
         )
     if transforms is False and preprocessing is not None and normalize is not None and _same(normalize, _IMAGENET):
         yield (

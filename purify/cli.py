@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"purify {words[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"\npurify {words[0]}: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\npurify {words[0]}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

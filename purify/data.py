@@ -98,6 +98,16 @@ class ImageSet:
             return replace(self, pixels=self.pixels[:end], labels=self.labels[:end])
         return replace(self, labels=self.labels[:end], rows=self.rows[:end])
 
+    def with_channels(self, channels: int) -> ImageSet:
+        """Grey images in so many equal channels, without a copy.
+
+        Raises:
+            ValueError: they are in colour.
+        """
+        if self.image_shape[0] != 1:
+            raise ValueError(f"expected grey images, got {self.image_shape[0]} channels")
+        return replace(self, pixels=self.pixels.expand(-1, channels, -1, -1))
+
     def joined(self, other: ImageSet) -> ImageSet:
         """These images and then the ``other`` set's, which must be of the same size and classes; called as this one is.
 
@@ -264,7 +274,11 @@ def _torchvision(name: str, split: Split, data_root: str | Path | None, download
 
 
 def _class_names(path: Path) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the class list {path} is no text in UTF-8 ({error}): expected UTF-8, save it as that") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"the class list {path} names {', '.join(twice[:5])} more than once")
     return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from purify.data import ImageSet, Split, split_indices
 from purify.eval.evaluate import Settings, evaluate
 from purify.eval.report import Report
 from purify.images import check_images, check_labels
+from purify.normalization import PerChannel
 from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import PurifierRecipe
@@ -40,7 +40,7 @@ class Fitted:
 
     purifier: DenoisingSparseAutoencoder
     defended: PurifiedClassifier
-    """The purifier before the classifier."""
+    """The purifier before the classifier; given ``weights``, its ``preprocess`` takes pictures of any size."""
     report: Report
     """Clean, oblivious and adaptive accuracy and margins on images held out; ``print(fitted.report.table())``."""
     path: Path
@@ -53,8 +53,8 @@ def fit(
     labels: Tensor | None = None,
     *,
     weights: Any = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
     eps: float | None = None,
     epochs: int | None = None,
     folder: str | Path = "runs/fit",
@@ -68,7 +68,7 @@ def fit(
     an interrupted one stopped.
 
     Args:
-        model: any classifier, in eval mode; it stays as it is.
+        model: any classifier, in eval mode, on the CPU and in float32; it stays as it is.
         images: (N, C, H, W), uint8 or in [0, 1]; a few hundred are enough for photographs, a thousand or more for small images.
         labels: (N,); None: what the classifier itself says of them, and accuracies are then agreement with that.
         weights: normalisation of the classifier, or ``mean`` and ``std``: see ``purify.wrap``.
@@ -81,8 +81,8 @@ def fit(
         quiet: neither progress bar nor table.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be, or too few; or the folder holds a run with other
-            settings, pictures or another classifier.
+        TypeError, ValueError: images or labels are not what they should be, or too few; the classifier is in training mode, in
+            another precision or on another device; or the folder holds a run with other settings, pictures or another classifier.
 
     >>> import purify, tempfile
     >>> images, labels = purify.load_dataset("digits", "train").first(300).batch(slice(None))
@@ -91,6 +91,7 @@ def fit(
     >>> fitted.defended(images[:2]).shape
     torch.Size([2, 10])
     """
+    _check_classifier(model)
     pixels = _as_bytes(images)
     whole = wrap(model, nn.Identity(), weights=weights, mean=mean, std=std)
     if labels is None:
@@ -105,7 +106,9 @@ def fit(
     training, validation, test = (
         ImageSet("images", split, pixels[part], labels[part], names) for split, part in zip(splits, parts, strict=True)
     )
-    return fit_to(whole.classifier, training, validation, test, eps=eps, epochs=epochs, folder=folder, seed=seed, quiet=quiet)
+    fitted = fit_to(whole.classifier, training, validation, test, eps=eps, epochs=epochs, folder=folder, seed=seed, quiet=quiet)
+    fitted.defended.preprocessing = whole.preprocessing
+    return fitted
 
 
 def fit_to(
@@ -124,7 +127,7 @@ def fit_to(
     """The same for a data set with parts, and a classifier with its normalisation inside ([0, 1] images to logits).
 
     Args:
-        classifier: in eval mode; it stays as it is.
+        classifier: in eval mode, on the CPU and in float32; it stays as it is.
         training: images to learn from.
         validation: images by which each epoch is judged.
         test: images for the table.
@@ -134,6 +137,9 @@ def fit_to(
         seed: see :func:`fit`.
         tested: how many test images the table takes.
         quiet: see :func:`fit`.
+
+    Raises:
+        ValueError: as for :func:`fit`.
     """
     if empty := [part.split for part in (training, validation, test) if len(part) == 0]:
         count = len(training) + len(validation) + len(test)
@@ -141,11 +147,9 @@ def fit_to(
             f"{count} images are too few: nothing is left for {' and '.join(empty)} (train, val, test are {_SHARES[0]:.0%}, "
             f"{_SHARES[1]:.0%} and {_SHARES[2]:.0%} of images without such parts)"
         )
-    if classifier.training or (layers := layers_in_training(classifier)):
-        where = "" if classifier.training else f", in {', '.join(layers[:3])}"
-        raise ValueError(f"the classifier is in training mode{where}, and would change: call model.eval() first")
+    _check_classifier(classifier)
     recipe = suggest_recipe(training, eps=eps, epochs=epochs, seed=seed)
-    if recipe.window and not _takes(classifier, training.image_shape[0], recipe.window):
+    if recipe.window and not _takes(classifier, training.image_shape, recipe.window):
         recipe = replace(recipe, window=0)
     learnt = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     try:
@@ -154,7 +158,7 @@ def fit_to(
         for parameter in learnt:
             parameter.requires_grad_(True)
     purifier = load(path)
-    defended = wrap(classifier, purifier)
+    defended = PurifiedClassifier(classifier, purifier, None)
     report = evaluate(
         defended,
         test.first(tested),
@@ -219,11 +223,26 @@ def suggest_recipe(training: ImageSet, *, eps: float | None = None, epochs: int 
     )
 
 
+def _check_classifier(classifier: nn.Module) -> None:
+    """Raise where it would change by being asked, or cannot be asked here."""
+    if classifier.training or (layers := layers_in_training(classifier)):
+        where = "" if classifier.training else f", in {', '.join(layers[:3])}"
+        raise ValueError(f"the classifier is in training mode{where}, and would change: call model.eval() first")
+    for parameter in classifier.parameters():
+        kind, place = parameter.dtype, parameter.device
+        if place.type != "cpu" or (parameter.is_floating_point() and kind != torch.float32):
+            raise ValueError(
+                f"expected a classifier on the CPU in float32, since fit trains there, got {kind} on {place}; fit the "
+                "purifier to a copy: copy.deepcopy(model).cpu().float()"
+            )
+
+
 @torch.no_grad()
-def _takes(classifier: nn.Module, channels: int, side: int) -> bool:
-    """Whether it classifies squares of that side: vision transformers know but one size."""
+def _takes(classifier: nn.Module, image_shape: tuple[int, int, int], side: int) -> bool:
+    """Whether it classifies squares of that side beside its own images: vision transformers know but one size."""
+    classifier(torch.zeros(1, *image_shape))  # what stops it here has other reasons
     try:
-        classifier(torch.zeros(1, channels, side, side))
+        classifier(torch.zeros(1, image_shape[0], side, side))
     except (RuntimeError, ValueError, AssertionError):
         return False
     return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from purify.folder_layout import find_layout
 from purify.picture import read_picture
 from purify.progress_bar import progress_bar
 
@@ -24,12 +26,12 @@ __all__ = ["ImagePool", "read_image_folder"]
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
-_PARTS = ("train", "val", "test")
-_MEANT = {"training", "testing", "valid", "validation", "dev", "eval"}
-"""What others call them."""
 _READER = 2
 """Changes when the same file would be decoded otherwise, so that no older cache is taken for it."""
+_KEPT = (".bytes", ".json")
+"""Of each decoded folder: its pixels, and what they are."""
+_SHOWN = 3
+"""So many unreadable files are each named in a warning; of more, their number."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def read_image_folder(
 
     Labels follow the alphabetical order of the class folders, or the order of ``class_list``. Pictures of any kind are read as
     :func:`purify.picture.read_picture` says; where all of them are grey, the images have one channel, else three.
-    A file that cannot be read is named in a warning, skipped and listed in the result. One folder with everything in it, as zips
-    often have, is looked into; hidden files are left out.
+    A file that cannot be read is skipped, and listed in the result; the first few are named in warnings. Which files are pictures
+    of which class and part, :func:`purify.folder_layout.find_layout` says. Links to folders are followed. What an earlier state
+    of the same folder left in ``cache`` is removed.
 
     Args:
         source: the folder or the zip.
@@ -75,8 +78,8 @@ def read_image_folder(
         class_list: class folders in label order.
 
     Raises:
-        ValueError: no image at all, images of several sizes without ``size``, a ``resize`` below ``size``, a class folder not in
-            ``class_list``, or parts of other names (``valid``, ``training`` …).
+        ValueError: no image at all, pictures that differ in size without ``size``, a ``resize`` below ``size``, a class folder
+            not in ``class_list``, parts of other names (``valid``, ``training`` …), or a ``cache`` that cannot be written.
     """
     if resize is not None and (size is None or resize < size):
         raise ValueError(f"expected a size to crop to, and a resize of at least that, got size {size}, resize {resize}")
@@ -88,7 +91,7 @@ def read_image_folder(
             return _read(source, entries, archive.read, cache, size, resize, class_list)
     if not source.is_dir():
         raise ValueError(f"expected a folder or a zip of one, got the file {source}")
-    paths = {p.relative_to(source).as_posix(): p.stat() for p in source.rglob("*") if p.is_file()}
+    paths = {path.relative_to(source).as_posix(): state for path, state in _files(source)}
     entries = {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in paths.items()}
     return _read(source, entries, lambda name: (source / name).read_bytes(), cache, size, resize, class_list)
 
@@ -98,6 +101,33 @@ def _opened(source: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(source)
     except zipfile.BadZipFile as error:
         raise ValueError(f"the zip {source} is damaged: {error}") from error
+
+
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, os.stat_result]]:
+    """All files below that are not hidden, through links too, but not round in a circle."""
+    real = folder.resolve()
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError as error:  # a disk's lost+found
+        logger.warning("left out: the folder %s cannot be read: %s", folder, error)
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(Path(entry.path), above | {real})
+        elif entry.is_file():
+            yield Path(entry.path), entry.stat()
+
+
+def _forget_older(place: Path, of_source: str) -> None:
+    """Remove what was decoded of the source in an earlier state; what another process holds open or still writes stays."""
+    for path in sorted(place.parent.glob(f"{of_source}-*")):
+        if path.stem != place.name and path.suffix in _KEPT:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _read(
@@ -110,84 +140,49 @@ def _read(
     class_list: Sequence[str] | None,
 ) -> ImagePool:
     """``entries``: name of each file, and what changes with its content."""
-    files, top, others = _images(source, entries)
-    nested = any(_in_part(Path(n).parts, top) for n in files)
-    if not nested and all(Path(n).parts[top] in _PARTS for n in files):
-        raise ValueError(f"{source} has pictures right inside {files[0].rpartition('/')[0]}; expected train/class/file")
-    found = sorted({Path(n).parts[top + nested] for n in files})
-    others += _without_pictures(source, entries, top, nested, found)
+    layout = find_layout(source, entries)
+    found = sorted(set(layout.classes))
     classes = tuple(class_list) if class_list is not None else tuple(found)
     unknown = [c for c in found if c not in classes]
     if unknown:
         raise ValueError(f"{source} has class folders that the class list lacks: {', '.join(unknown[:5])}")
 
-    state = [_READER, str(source.resolve()), size, resize, [[n, entries[n]] for n in files]]
-    place = cache / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:24]
-    if not place.with_suffix(".json").exists():
-        _decode_all(source, files, read, size, resize, place)
+    about, state = [_READER, str(source.resolve()), size, resize], [[n, entries[n]] for n in layout.names]
+    of_source, as_it_is = (hashlib.sha256(json.dumps(one).encode()).hexdigest()[:16] for one in (about, state))
+    place = cache / f"{of_source}-{as_it_is}"
+    if not all(place.with_suffix(suffix).exists() for suffix in _KEPT):
+        _decode_all(source, layout.names, read, size, resize, place)
+        _forget_older(place, of_source)
     index = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
     pixels = np.memmap(place.with_suffix(".bytes"), np.uint8, "c", shape=(len(index["kept"]), *index["shape"]))
-    labels = {c: i for i, c in enumerate(classes)}
+    number = {c: i for i, c in enumerate(classes)}
+    labels = {n: number[c] for n, c in zip(layout.names, layout.classes, strict=True)}
+    part_of = dict(zip(layout.names, layout.parts, strict=True))
     return ImagePool(
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if index["grey"] else 3],
-        labels=torch.tensor([labels[Path(n).parts[top + nested]] for n in index["kept"]]),
-        part_of=tuple(Path(n).parts[top] if nested else "" for n in index["kept"]),
+        labels=torch.tensor([labels[n] for n in index["kept"]]),
+        part_of=tuple(part_of[n] for n in index["kept"]),
         classes=classes,
-        skipped=(*index["skipped"], *others),
+        skipped=(*index["skipped"], *layout.left_out),
     )
 
 
-def _images(source: Path, names: Iterable[str]) -> tuple[list[str], int, list[str]]:
-    """The pictures in class folders, in order; how many folders lie above classes and parts; and the pictures that lie elsewhere.
-
-    A zip often holds one folder with everything in it, and a Mac's also pictures' shadows.
-    """
-    pictures = {n: Path(n).parts for n in sorted(names) if Path(n).suffix.lower() in _SUFFIXES}
-    pictures = {n: parts for n, parts in pictures.items() if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
-    files, top = [n for n, parts in pictures.items() if len(parts) >= 2], 0
-    others = [f"{n}: in no class folder" for n, parts in pictures.items() if len(parts) < 2]
-    if not files:
-        raise ValueError(f"no images in {source}; expected class/file or train/class/file and test/class/file")
-    while len({pictures[n][top] for n in files}) == 1 and pictures[files[0]][top] not in _PARTS:
-        if any(len(pictures[n]) < top + 3 for n in files):
-            break  # it is a class, the only one
-        top += 1
-    if meant := sorted({p for n in files if len(pictures[n]) >= top + 3 and (p := pictures[n][top]).lower() in _MEANT}):
-        raise ValueError(f"{source} has the parts {', '.join(meant)}; call them {', '.join(_PARTS)}")
-    inside = [n for n in files if _in_part(pictures[n], top)]
-    if inside:
-        others += [f"{n}: in no class folder of {', '.join(_PARTS)}" for n in files if not _in_part(pictures[n], top)]
-    for line in others:
-        logger.warning("left out of %s: %s", source, line)
-    return inside or files, top, others
-
-
-def _without_pictures(source: Path, names: Iterable[str], top: int, nested: bool, classes: Sequence[str]) -> list[str]:
-    """Folders beside the ``classes`` with files in them, none of which is a picture: they get no label, which is said."""
-    depth = top + nested
-    around = [Path(n).parts for n in names if len(Path(n).parts) >= depth + 2 and (not nested or Path(n).parts[top] in _PARTS)]
-    beside = {parts[depth] for parts in around if not any(p.startswith(".") or p == "__MACOSX" for p in parts)}
-    empty = [f"{folder}: no picture in it" for folder in sorted(beside - set(classes))]
-    for line in empty:
-        logger.warning("left out of %s: %s", source, line)
-    return empty
-
-
-def _in_part(parts: Sequence[str], top: int) -> bool:
-    """Whether a file lies in a class folder of one of the parts; otherwise a folder of a part's name is a class."""
-    return parts[top] in _PARTS and len(parts) >= top + 3
-
-
 def _decode_all(
-    source: Path, files: list[str], read: Callable[[str], bytes], size: int | None, resize: int | None, place: Path
+    source: Path, files: Sequence[str], read: Callable[[str], bytes], size: int | None, resize: int | None, place: Path
 ) -> None:
     """Write all pixels (N, H, W, 3) to ``place``.bytes, one picture at a time, and what they are to ``place``.json."""
     kept: list[str] = []
     skipped: list[str] = []
     shapes: set[tuple[int, ...]] = set()
     grey = True
-    place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(f".{os.getpid()}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise ValueError(
+            f"decoded pictures cannot be kept in {place.parent}: {error}; PURIFY_CACHE names another folder"
+        ) from error
     try:
         with partial.open("wb") as pixels, progress_bar(total=len(files), label=f"reading {source.name}", unit="image") as bar:
             for name in files:
@@ -196,19 +191,20 @@ def _decode_all(
                     picture = _decode(read(name), size, resize)
                 except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # the last three: a zip's
                     skipped.append(f"{name}: {error}")
-                    logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
+                    if len(skipped) <= _SHOWN:
+                        logger.warning("skipped unreadable image %s in %s: %s", name, source, error)
                     continue
                 kept.append(name)
                 shapes.add(picture.shape)
+                if len(shapes) > 1:  # at once, not after gigabytes
+                    some = " and ".join(f"{h}×{w}" for h, w, _ in sorted(shapes))
+                    raise ValueError(f"the images in {source} differ in size ({some}); give size= (--size) to resize and crop")
                 grey &= bool((picture == picture[..., :1]).all())
                 pixels.write(picture.tobytes())
+        if len(skipped) > _SHOWN:
+            logger.warning("skipped %d more unreadable images in %s", len(skipped) - _SHOWN, source)
         if not kept:
             raise ValueError(f"none of the {len(files)} images in {source} could be read; the first: {skipped[0]}")
-        if len(shapes) > 1:
-            some = ", ".join(f"{h}×{w}" for h, w, _ in sorted(shapes)[:4])
-            raise ValueError(
-                f"the images in {source} have {len(shapes)} sizes ({some}, …); give size= (--size) to resize and crop"
-            )
         partial.replace(place.with_suffix(".bytes"))
     finally:
         partial.unlink(missing_ok=True)

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Normalize", "NormalizedClassifier", "built_in_normalisation", "logits_of"]
+__all__ = ["Normalize", "NormalizedClassifier", "PerChannel", "built_in_normalisation", "logits_of"]
+
+PerChannel: TypeAlias = float | Sequence[float] | np.ndarray[Any, Any] | Tensor
+"""One number for each channel, or one for all."""
 
 
 class Normalize(nn.Module):
     """(x − mean) / std for each channel, on the input's device and in its dtype; images (N, C, H, W).
 
-    One mean and one std serve any number of channels.
+    Args:
+        mean: for each channel, in units of [0, 1]; one number serves any number of channels.
+        std: likewise.
+
+    Raises:
+        ValueError: not one mean and one std for each channel, a mean outside [0, 1], or a std that is not above 0.
+
+    >>> Normalize(0.5, 0.25)(torch.ones(1, 3, 1, 1)).flatten().tolist()
+    [2.0, 2.0, 2.0]
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: PerChannel, std: PerChannel) -> None:
         super().__init__()
-        if len(mean) != len(std) or not mean:
-            raise ValueError(f"expected one mean and one std for each channel, got {len(mean)} and {len(std)}")
-        if min(std) <= 0:
-            raise ValueError(f"expected std above 0, got {tuple(std)}")
+        means, deviations = (_flat(values) for values in (mean, std))
+        if len(means) != len(deviations) or not len(means):
+            raise ValueError(f"expected one mean and one std for each channel, got {len(means)} and {len(deviations)}")
+        if not bool(((means >= 0) & (means <= 1)).all()):
+            raise ValueError(f"expected means in [0, 1], the units of the images, got {_short(means)}: divide by 255")
+        if not bool((deviations > 0).all()):
+            raise ValueError(f"expected std above 0, got {_short(deviations)}")
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", means.view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", deviations.view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise.
@@ -112,6 +127,10 @@ def _in_words(output: Any) -> str:
     if isinstance(output, (tuple, list)):
         return f"a {name} of {len(output)} ({', '.join(type(part).__name__ for part in output)})"
     return f"a {name}"
+
+
+def _flat(values: PerChannel) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.get_default_dtype(), device="cpu").detach().flatten().clone()
 
 
 def _short(values: Tensor) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,31 +12,46 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from purify.normalization import Normalize, NormalizedClassifier
+from purify.normalization import Normalize, NormalizedClassifier, PerChannel
 
 __all__ = ["load_torchvision"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_TRANSFORM = ("googlenet", "inception_v3")
+"""Torchvision's own weights of these expect that ImageNet's normalisation is turned into theirs inside."""
 
 
-def load_torchvision(model: str, weights: str | Path) -> NormalizedClassifier:
+def load_torchvision(
+    model: str, weights: str | Path, *, mean: PerChannel | None = None, std: PerChannel | None = None
+) -> NormalizedClassifier:
     """A torchvision classifier in eval mode, normalisation inside: images (N, 3, H, W) in [0, 1] to logits (N, classes).
 
-    The normalisation is that of the model's own torchvision weights; the number of classes is what the file holds.
+    The number of classes is what the file holds. googlenet and inception_v3 get ``transform_input=True``, as torchvision's own
+    weights and what is fine-tuned from them need it, unless ``mean`` and ``std`` are others than ImageNet's.
 
     Args:
         model: name in ``torchvision.models``.
         weights: a state dict (``*.safetensors``, or a ``torch.save`` file without code), or the name of one of torchvision's
             own weights such as ``DEFAULT``, which torchvision downloads.
+        mean: normalisation with which the weights were trained, in units of [0, 1]; None: that of the model's own torchvision
+            weights.
+        std: see ``mean``.
+
+    Warns:
+        UserWarning: weights of googlenet or inception_v3 for other than 1,000 classes: that they were fine-tuned from
+            torchvision's is assumed.
 
     Raises:
-        ValueError: unknown model or weights, or a state dict of another model.
+        ValueError: unknown model or weights, a state dict of another model, or ``mean`` without ``std`` or the reverse.
         FileNotFoundError: no such file.
 
     >>> load_torchvision("resnet18", "nowhere.safetensors")
     Traceback (most recent call last):
     FileNotFoundError: no weights file nowhere.safetensors
     """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std belong together, got mean={mean} and std={std}")
+    given = None if mean is None or std is None else Normalize(mean, std)
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:
         raise ValueError(f"torchvision has no classifier {model!r}; known: {', '.join(known)}")
@@ -44,7 +60,7 @@ def load_torchvision(model: str, weights: str | Path) -> NormalizedClassifier:
     if path.suffix:
         if not path.exists():
             raise FileNotFoundError(f"no weights file {path}")
-        network: nn.Module = _from_file(model, path)
+        network: nn.Module = _from_file(model, path, transform=given is None or repr(given) == repr(Normalize(*_IMAGENET)))
         transform = next(iter(shipped)).transforms()
     else:
         if str(weights) not in shipped.__members__:
@@ -52,11 +68,12 @@ def load_torchvision(model: str, weights: str | Path) -> NormalizedClassifier:
             raise ValueError(f"expected a weights file or one of {names} for {model}, got {str(weights)!r}")
         chosen = shipped[str(weights)]
         network, transform = torchvision.models.get_model(model, weights=chosen), chosen.transforms()
-    mean, std = getattr(transform, "mean", _IMAGENET[0]), getattr(transform, "std", _IMAGENET[1])
-    return NormalizedClassifier(network, Normalize(mean, std)).eval()
+    if given is None:
+        given = Normalize(getattr(transform, "mean", _IMAGENET[0]), getattr(transform, "std", _IMAGENET[1]))
+    return NormalizedClassifier(network, given).eval()
 
 
-def _from_file(model: str, path: Path) -> nn.Module:
+def _from_file(model: str, path: Path, transform: bool) -> nn.Module:
     safe = path.suffix == ".safetensors"
     try:
         state: dict[str, Tensor] = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
@@ -68,7 +85,7 @@ def _from_file(model: str, path: Path) -> nn.Module:
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict: expected names and tensors")
     classes = _classes(model, state)
-    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **_options(model, classes))
+    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **_options(model, transform))
     expected = network.state_dict()
     needed = {n: v for n, v in expected.items() if not n.startswith(_AUXILIARY) and not n.endswith("num_batches_tracked")}
     lacking = [n for n, v in needed.items() if n not in state or state[n].shape != v.shape]
@@ -79,9 +96,16 @@ def _from_file(model: str, path: Path) -> nn.Module:
         more = f" and {len(surplus) - 1} others" if len(surplus) > 1 else ""
         raise ValueError(f"{path} holds the weights of another model than {model}, which has no {surplus[0]}{more}")
     for name in expected:  # filled in place: some models read versions from the dictionary itself
-        if name in state:
+        if name in state and state[name].shape == expected[name].shape:  # a head for training may know other classes
             expected[name] = state[name].float() if state[name].is_floating_point() else state[name]
     network.load_state_dict(expected)
+    if getattr(network, "transform_input", False) and classes != 1000:
+        warnings.warn(
+            f"{path} is taken for fine-tuned from torchvision's own {model}, with transform_input=True; if it was trained "
+            "otherwise, model.model.transform_input = False on what load_torchvision gives undoes that, or give mean and std",
+            UserWarning,
+            stacklevel=3,
+        )
     return network
 
 
@@ -89,9 +113,8 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads that serve the training of googlenet and inception_v3 only, and may be absent."""
 
 
-def _options(model: str, classes: int) -> dict[str, bool]:
-    """Torchvision's own googlenet and inception_v3, of 1,000 classes, change ImageNet's normalisation to theirs inside."""
-    return {"transform_input": classes == 1000, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
+def _options(model: str, transform: bool) -> dict[str, bool]:
+    return {"transform_input": transform, "init_weights": False} if model in _TRANSFORM else {}
 
 
 def _classes(model: str, state: dict[str, Tensor]) -> int:

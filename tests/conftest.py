@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import purify
 from purify.attacks import FMN, PGD
 from purify.attacks.suite import SUITES, Entry
+from purify.commands import named_classifier
 from purify.data import ImageSet
 from purify.eval import curves, judge, tables
 from purify.normalization import NormalizedClassifier
@@ -28,7 +29,6 @@ hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("patient")
 
 evaluate = importlib.import_module("purify.eval.evaluate")  # `from purify.eval import evaluate` is the function
-evaluate_command, audit_command = (importlib.import_module(f"purify.commands.{name}") for name in ("evaluate", "audit"))
 ROOT = Path(__file__).resolve().parent.parent
 DATA = os.environ.get("PURIFY_DATA")  # as the tests began: some of them take it away
 
@@ -135,7 +135,7 @@ def quick_victim() -> nn.Module:
 
 def classify_quickly(patch: pytest.MonkeyPatch) -> None:
     """Commands, tables and trainings take the quick classifier in the place of the one that they name."""
-    for module in (evaluate_command, audit_command, tables, frozen):
+    for module in (named_classifier, tables, frozen):
         patch.setattr(module, "load_classifier", lambda _: NormalizedClassifier(quick_classifier()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -113,6 +114,8 @@ def test_statistics_by_hand() -> None:
     with torch.no_grad():
         purifier.raw_threshold[3] = 1e4
     assert purifier.statistics(images).dead_units >= 1 / 8
+    whole, parts = purifier.statistics(images), purifier.statistics(images, batch_size=2)
+    assert dataclasses.astuple(parts) == pytest.approx(dataclasses.astuple(whole), rel=1e-5)
 
 
 @settings(max_examples=10, deadline=None)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -74,7 +75,13 @@ def test_normalisation_from_weights() -> None:
         expected = model(torchvision.transforms.functional.normalize(x, MEAN, STD))
         assert torch.allclose(wrapped(x), expected, atol=1e-5)
     assert "mean=(0.485, 0.456, 0.406)" in repr(wrapped)
-    assert "normalisation: none given" in repr(purify.wrap(model, nn.Identity()))
+    with pytest.warns(UserWarning, match=r"ShuffleNetV2 of torchvision does not normalise its images.* mean=\(0, 0, 0\)"):
+        assert "normalisation: none given" in repr(purify.wrap(model, nn.Identity()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purify.wrap(model, nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1))
+        purify.wrap(purify.NormalizedClassifier(model), nn.Identity())
+        purify.wrap(purify.load_classifier("digits-shufflenet"), nn.Identity())
 
 
 def test_by_name(victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -138,7 +145,7 @@ def test_bad_input(defended: purify.PurifiedClassifier) -> None:
         defended(torch.rand(2, 1, 32, 32))
     with pytest.raises(ValueError, match="expected images"):
         purify.load("digits-dsae").statistics(torch.rand(2, 3, 8, 8))
-    unchecked = purify.wrap(defended.classifier.model, nn.Identity(), validate=False)
+    unchecked = purify.wrap(defended.classifier, nn.Identity(), validate=False)
     assert torch.isfinite(unchecked(torch.randn(2, 3, 32, 32))).all()
 
 
@@ -151,6 +158,9 @@ def test_bad_input(defended: purify.PurifiedClassifier) -> None:
         ({"weights": 3}, "weights enum.*got 3"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
         ({"mean": (0.5,), "std": (0.1, 0.2)}, "one mean and one std"),
+        ({"mean": (), "std": ()}, "one mean and one std"),
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, r"means in \[0, 1\], .* got \(123.7, .*: divide by 255"),
+        ({"mean": float("nan"), "std": 1.0}, r"means in \[0, 1\]"),
     ],
 )
 def test_bad_normalisation(options: dict[str, object], says: str) -> None:
@@ -162,6 +172,45 @@ def test_normalize_follows_the_input() -> None:
     normalize = Normalize((0.5,), (0.25,))
     assert normalize(torch.ones(1, 1, 2, 2, dtype=torch.float16)).dtype == torch.float16
     assert normalize(torch.ones(1, 1, 2, 2, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda values: torch.tensor(values).view(1, -1, 1, 1)])
+def test_a_normalisation_of_any_kind(kind: Callable[[Any], Any]) -> None:
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(Normalize(kind(MEAN), kind(STD))(x), Normalize(MEAN, STD)(x))
+    assert torch.equal(
+        purify.wrap(nn.Flatten().eval(), nn.Identity(), mean=kind(MEAN), std=kind(STD))(x[:1]).view(3, 4, 4),
+        Normalize(MEAN, STD)(x[0]),
+    )
+    assert torch.equal(Normalize(0.5, 0.25)(x), (x - 0.5) / 0.25)
+
+
+def test_a_purifier_apart_from_its_classifier(defended: purify.PurifiedClassifier) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    defended.classifier.half()
+    for images in (x, x.half()):
+        with pytest.raises(
+            TypeError, match=r"purifier is torch.float32 on cpu and the classifier torch.float16 on cpu; .*defended.to"
+        ):
+            defended(images)
+    assert defended.to(torch.float64)(x.double()).shape == (2, 5)
+    defended.float().purifier.to("meta")
+    with pytest.raises(TypeError, match=r"purifier is torch.float32 on meta and the classifier torch.float32 on cpu"):
+        defended(x)
+
+
+def test_a_classifier_that_converts_its_input_may_differ_from_the_purifier(defended: purify.PurifiedClassifier) -> None:
+    class Converts(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner.double()
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.inner(images.double())
+            return logits
+
+    wrapped = purify.wrap(Converts(defended.classifier).eval(), defended.purifier)
+    assert wrapped(torch.rand(2, 3, 32, 32)).dtype == torch.float64
 
 
 # Models whose output is not a tensor

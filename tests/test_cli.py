@@ -48,6 +48,17 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], says: str, capsys: 
     assert message.count("\n") == 1
 
 
+def test_an_interruption_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for said in ((), ("saved",)):
+
+        def interrupted(_: object, said: tuple[str, ...] = said) -> int:
+            raise KeyboardInterrupt(*said)
+
+        monkeypatch.setattr("purify.cli.runs", interrupted)
+        assert main(["runs"]) == 130
+        assert capsys.readouterr().err == f"\npurify runs: {said[0] if said else 'interrupted'}\n"
+
+
 def test_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoints"]) == 0
     printed = capsys.readouterr().out
@@ -186,7 +197,11 @@ def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ["train", "digits-dsae", "--weights", "mine.pt"],
             "--weights are those of a classifier of your own",
         ),
-        (["clean", "photo.png", "-o", "out.png", "--weights", "mine.pt"], "--weights are those of a classifier: name it with"),
+        (["clean", "photo.png", "-o", "out.png", "--weights", "mine.pt"], "--weights are those of a classifier of your own"),
+        (["export", "digits-dsae", "--mean", "0.5", "--std", "0.5"], "--mean and --std are those of a classifier of your own"),
+        (["evaluate", "--mean", "0.5", "--std", "0.5"], "--mean and --std go with the --weights of a torchvision classifier"),
+        (["tables", "--mean", "0.5", "--std", "0.5"], "--mean and --std are for a classifier of your own"),
+        (["report", "run.sqlite", "--out", "page.md"], "expected an HTML file (*.html) for --out, got page.md"),
         (["clean", "photo.png", "-o", "photo.txt/out.png"], "photo.txt"),
     ],
 )

@@ -326,7 +326,10 @@ def test_command_with_a_torchvision_model(colour: str, tmp_path: Path, capsys: p
         ({"checkpoint": "mnist-resnet18"}, "mnist-resnet18 is a classifier: name a purifier first"),
         ({"checkpoint": "digits-dsae", "model": "nonesuch"}, "unknown checkpoint 'nonesuch'"),
         ({"checkpoint": "digits-dsae", "model": "resnet18"}, "give the weights of torchvision's resnet18 with --weights"),
-        ({"checkpoint": "digits-dsae", "weights": "DEFAULT"}, "--weights DEFAULT needs the classifier's name: --model"),
+        (
+            {"checkpoint": "digits-dsae", "weights": "DEFAULT"},
+            "--weights are those of a classifier of your own: name it with --model",
+        ),
         ({"checkpoint": "digits-dsae", "int8": True, "format": "pt2"}, "--int8 is for --format onnx, got pt2"),
         ({"checkpoint": "digits-dsae", "out": Path("a.pt2")}, "expected a file *.onnx, got a.pt2"),
     ],

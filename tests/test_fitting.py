@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ import purify
 from purify.cli import main
 from purify.commands.data_options import DataOptions
 from purify.commands.named_classifier import named_classifier
-from purify.fitting import fit_to, suggest_recipe
+from purify.fitting import _takes, fit_to, suggest_recipe
 from purify.training.catalogue import find_recipe
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.mark.usefixtures("short_attacks")
@@ -60,6 +63,22 @@ def test_a_folder_goes_on_with_its_own_pictures_and_classifier_only(tmp_path: Pa
     next(other.parameters()).data.mul_(1.01)
     with pytest.raises(ValueError, match=r"holds a run with other classifiers; give another folder"):
         purify.fit(other, images, labels, epochs=1, folder=tmp_path, quiet=True)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_what_was_fitted_takes_pictures_as_the_weights_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    pixels = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    fitted = purify.fit(model, pixels, weights="SqueezeNet1_0_Weights.DEFAULT", epochs=1, folder=tmp_path, quiet=True)
+    batch = fitted.defended.preprocess(Image.new("RGB", (300, 260), "red"))
+    assert batch.shape == (1, 3, 224, 224)
+    assert fitted.defended(batch).shape == (1, 2)
+
+
+def test_a_classifier_that_takes_no_image_at_all_is_no_classifier_of_one_size() -> None:
+    with pytest.raises(RuntimeError):
+        _takes(nn.Conv2d(5, 1, 1), (3, 128, 128), 64)
 
 
 def test_old_weights_lack_a_counter(tmp_path: Path) -> None:
@@ -197,19 +216,47 @@ def test_the_defence_alone_loads_no_attacks() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("model", ["mnasnet0_5", "googlenet"])
-def test_weight_files_of_peculiar_models(model: str, tmp_path: Path) -> None:
-    """One reads a version from its state dict; one has heads for training, and its own normalisation if it is torchvision's."""
+@pytest.mark.parametrize("classes", [1000, 4])
+def test_weight_files_of_peculiar_models(classes: int, tmp_path: Path) -> None:
+    """One reads a version from its state dict; one has heads for training, and changes ImageNet's normalisation to its own."""
     torch.manual_seed(0)
-    for classes in (1000, 4):
-        network = torchvision.models.get_model(model, weights=None, num_classes=classes).eval()
+    path, x = tmp_path / "weights.safetensors", torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    for model in ("mnasnet0_5", "googlenet"):
+        options = {"init_weights": False, "transform_input": True} if model == "googlenet" else {}
+        network = torchvision.models.get_model(model, weights=None, num_classes=classes, **options).eval()
         kept = {n: v for n, v in network.state_dict().items() if not n.startswith("aux")}
-        save_file(kept, tmp_path / "weights.safetensors")
-        loaded = purify.load_torchvision(model, tmp_path / "weights.safetensors").model
-        assert loaded.state_dict().keys() >= kept.keys()
-        if model == "googlenet":
-            assert loaded.transform_input == (classes == 1000)
-            loaded.transform_input = False
-        x = torch.rand(1, 3, 64, 64)
+        save_file(kept, path)
+        fine_tuned = model == "googlenet" and classes == 4
+        with pytest.warns(UserWarning, match="model.model.transform_input = False") if fine_tuned else nullcontext():
+            loaded = purify.load_torchvision(model, path)
+        assert loaded.model.state_dict().keys() >= kept.keys()
         with torch.no_grad():
-            torch.testing.assert_close(loaded(x), network(x))
+            torch.testing.assert_close(loaded(x), network((x - mean) / std))
+    loaded.model.transform_input = network.transform_input = False  # as the warning says
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network((x - mean) / std))
+        from_nothing = purify.load_torchvision("googlenet", path, mean=(0.5,) * 3, std=(0.5,) * 3)
+        torch.testing.assert_close(from_nothing(x), network((x - 0.5) / 0.5))
+
+
+def test_heads_for_training_may_know_other_classes(tmp_path: Path) -> None:
+    """As where only the last layer was replaced before the fine-tuning."""
+    torch.manual_seed(0)
+    network = torchvision.models.googlenet(init_weights=False)
+    network.fc = nn.Linear(1024, 4)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.warns(UserWarning, match="transform_input"):
+        loaded = purify.load_torchvision("googlenet", tmp_path / "weights.safetensors")
+    assert loaded(torch.rand(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_a_normalisation_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1(num_classes=2).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    x = torch.rand(1, 3, 64, 64)
+    loaded = purify.load_torchvision("squeezenet1_1", tmp_path / "weights.safetensors", mean=0.5, std=0.25)
+    assert torch.allclose(loaded(x), network((x - 0.5) / 0.25), atol=1e-5)
+    with pytest.raises(ValueError, match="mean and std belong together"):
+        purify.load_torchvision("squeezenet1_1", tmp_path / "weights.safetensors", mean=0.5)

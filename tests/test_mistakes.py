@@ -85,16 +85,24 @@ def test_a_purifier_that_changes_the_size(victim: nn.Module) -> None:
         defended(torch.rand(2, 1, 8, 8))
 
 
-def test_fit_leaves_a_classifier_in_training_mode_alone(victim: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("labelled", [True, False])
+def test_fit_leaves_a_classifier_in_training_mode_alone(
+    labelled: bool, victim: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
     victim.train()
     before = {name: value.clone() for name, value in victim.state_dict().items()}
-    with (
-        pytest.warns(UserWarning, match="in training mode"),
-        pytest.raises(ValueError, match="in training mode, and would change: call model.eval"),
-    ):
-        purify.fit(victim, digits[0], digits[1], epochs=1, folder=tmp_path, quiet=True)
+    with pytest.raises(ValueError, match="in training mode, and would change: call model.eval"):
+        purify.fit(victim, digits[0], digits[1] if labelled else None, epochs=1, folder=tmp_path, quiet=True)
     victim.eval()
     assert all(torch.equal(value, before[name]) for name, value in victim.state_dict().items())
+
+
+@pytest.mark.parametrize("place", [torch.float16, torch.float64, "meta"])
+def test_fit_says_where_it_trains(
+    place: torch.dtype | str, toy: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"classifier on the CPU in float32.* got torch.float.* on .*copy.deepcopy\(model\)"):
+        purify.fit(toy.to(place), digits[0], None, folder=tmp_path, quiet=True)  # type: ignore[call-overload]
 
 
 # ---- what is given in the place of images, labels and logits

@@ -90,7 +90,9 @@ def test_convolutions_of_transformers() -> None:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
     model = transformers.ResNetForImageClassification(config).eval()
     x = torch.rand(2, 3, 32, 32)
-    assert torch.equal(purify.wrap(model, nn.Identity())(x), model(x).logits)
+    with pytest.warns(UserWarning, match=r"ResNetForImageClassification of transformers does not normalise .*image processor"):
+        defended = purify.wrap(model, nn.Identity())
+    assert torch.equal(defended(x), model(x).logits)
     efficientnet = transformers.EfficientNetImageProcessor(include_top=True)  # divides by std twice
     with pytest.raises(ValueError, match="give mean and std"):
         purify.wrap(model, nn.Identity(), weights=efficientnet)

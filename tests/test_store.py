@@ -91,7 +91,7 @@ def _open_and_close(path: Path) -> None:
 def test_a_second_run_says_so_or_waits(tmp_path: Path, processes: ForkServerContext) -> None:
     path = tmp_path / "a.sqlite"
     with RunStore(path, {}):
-        with pytest.raises(StoreError, match="another run is writing to"):
+        with pytest.raises(StoreError, match="another run is writing to .*--store FILE, or --out FOLDER"):
             RunStore(path, {})
         waiting = processes.Process(target=_open_and_close, args=(path,))
         waiting.start()
@@ -106,7 +106,7 @@ def test_spoilt_stores(tmp_path: Path) -> None:
     RunStore(newer, {}).close()
     with sqlite3.connect(newer) as connection:
         connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
-    with pytest.raises(StoreError, match="written by a newer version"):
+    with pytest.raises(StoreError, match="written by a newer version .*--store FILE, or --out FOLDER"):
         RunStore(newer, {})
 
     short = tmp_path / "short.sqlite"

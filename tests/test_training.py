@@ -289,6 +289,25 @@ def test_large_pictures_are_validated_in_parts() -> None:
     assert torch.equal(broken, model(attacked).argmax(1) != labels)
 
 
+@pytest.mark.parametrize("name", ["digits-dsae", "digits-dsae-robust"])
+def test_no_pass_of_a_validation_takes_all_large_pictures_at_once(name: str) -> None:
+    pixels, labels = torch.randint(256, (12, 1, 224, 224), dtype=torch.uint8), torch.arange(12) % 2
+    images = purify.data.ImageSet("large", "val", pixels, labels, ("a", "b"))
+    small = purify.DSAEConfig(units=4, atom=8, stride=8, width=4, depth=1)
+    options = {"validation_steps": 1} if "robust" in name else {}
+    recipe = dataclasses.replace(find_recipe(name), architecture=small, warm_start="", **options)  # type: ignore[arg-type]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval()
+    task = make_task(recipe, images, images, classifier)
+    if isinstance(task, DenoisingTask):
+        task.attacked = task.clean
+    sizes = []
+    for module in task.model.modules():
+        module.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    figures = task.validate(task.model.eval())
+    assert 0 <= figures["val_density"] <= 1
+    assert max(sizes) == 10
+
+
 @pytest.mark.parametrize("momentum", [True, False])
 def test_optimizers(momentum: bool) -> None:
     from purify.training.loop import _optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from purify.checkpoint import CheckpointError, list_checkpoints, load_any, load_classifier, read_card
+from purify.checkpoint import Card, CheckpointError, list_checkpoints, load_any, read_card
 from purify.commands.data_options import DataOptions
+from purify.commands.weights_options import WeightsOptions
+from purify.data import DATASETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +25,7 @@ __all__ = ["AuditCommand", "audit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditCommand(DataOptions):
+class AuditCommand(WeightsOptions, DataOptions):
     """The spectral audit of a purifier: gains, perturbations, margins by direction; or the theory behind it."""
 
     target: tyro.conf.Positional[str] = "digits-dsae"
@@ -32,7 +35,8 @@ class AuditCommand(DataOptions):
     data: str | None = None
     """Data set; default: the checkpoint's own. With --theory the pictures whose features are learnt (digits, mnist, …)."""
     classifier: str | None = None
-    """Name or path; default: the one that the purifier was trained with."""
+    """Name or path of a checkpoint; with --weights the name of a torchvision classifier; default: the one that the purifier was
+    trained with."""
     norm: Literal["linf", "l2"] = "linf"
     """Of the attacks."""
     eps: float | None = None
@@ -65,16 +69,15 @@ def audit(command: AuditCommand) -> int:
     card = read_card(command.target)
     if card.kind == "classifier":
         raise CheckpointError(f"{command.target} is a classifier; an audit is about a purifier in front of one")
-    trained_with = card.recipe.get("classifier") or next(iter(card.recipe.get("classifiers", ())), None)
-    data, classifier = command.data or card.dataset, command.classifier or trained_with
-    if not classifier:
-        raise ValueError(f"the card of {command.target} names no classifier; give --classifier")
+    data, classifier = _before_what(command, card)
     found = _measure(
         command, command.target, data, classifier, command.norm, _usual_eps(data) if command.eps is None else command.eps
     )
     again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
     again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {found.n} --seed {command.seed}"
     again += f" --natural-data {shlex.quote(command.natural_data)}" if command.natural_data else ""
+    for option, value in (command.weighing() | command.reading()).items():
+        again += f" --{option} {shlex.join(map(str, value if isinstance(value, list) else [value]))}"
     folder = command.out / Path(command.target).stem
     written = found.save(folder)
     page = folder / "audit.html"
@@ -84,6 +87,24 @@ def audit(command: AuditCommand) -> int:
     print("\n".join(found.words()))
     print(f"wrote {', '.join(map(str, [page, *written]))}")
     return 0
+
+
+def _before_what(command: AuditCommand, card: Card) -> tuple[str, str]:
+    """Data set and classifier: those that were given, else those of the card.
+
+    Raises:
+        ValueError: the card names what cannot be found here; ``purify.fit`` knows no names.
+    """
+    trained_with = card.recipe.get("classifier") or next(iter(card.recipe.get("classifiers", ())), "")
+    data, classifier = command.data or card.dataset, command.classifier or trained_with
+    lacking = {}
+    if not (command.classifier or command.weights or classifier in list_checkpoints() or Path(classifier).is_file()):
+        lacking["--classifier"] = f"a classifier that is not known here ({classifier!r})" if classifier else "no classifier"
+    if not (command.data or data in DATASETS or data.startswith("imagefolder:")):
+        lacking["--data"] = f"data that are not known here ({data!r})" if data else "no data"
+    if lacking:
+        raise ValueError(f"the card of {command.target} names {' and '.join(lacking.values())}: give {' and '.join(lacking)}")
+    return data, classifier
 
 
 def _audit_theory(command: AuditCommand) -> int:
@@ -109,24 +130,29 @@ def _audit_theory(command: AuditCommand) -> int:
 
 def _audit_run(command: AuditCommand) -> int:
     """Audit what a run evaluated, and put it into the run's own report."""
-    import dataclasses
-
     from purify.eval import Report
     from purify.eval.html import save_report
     from purify.eval.store import RunStore
+    from purify.eval.trained import TRAINED
 
-    usual = {field.name: field.default for field in dataclasses.fields(command)}
-    given = [f"--{name}" for name in ("data", "classifier", "norm", "eps", "out") if getattr(command, name) != usual[name]]
-    if given:
-        raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
+    _refuse(command, "data", "classifier", "norm", "eps", "out")
     path = Path(command.target)
     with RunStore(path, None) as store:
         about, threat = store.configuration["about"], store.configuration["threat"]
-    if not {"data", "classifier", "purifier"} <= about.keys() or about["purifier"] == "none":
+    if "weights" in about:
+        _refuse(command, "weights", "mean", "std")
+        command = command.weighed_as(about)
+    if "options" in about:
+        _refuse(command, "size", "resize", "class_list")
+        command = command.read_as(about["options"])
+    purifier = about.get("purifier", "none").removesuffix(f", {Path(about.get('classifier', '')).stem}")
+    if not {"data", "classifier"} <= about.keys() or purifier == "none":
         raise ValueError(
             f"{path} does not say which purifier and data it is about; audit the checkpoint: purify audit CHECKPOINT"
         )
-    found = _measure(command, about["purifier"], about["data"], about["classifier"], threat["norm"], threat["eps"])
+    if purifier in TRAINED:
+        raise ValueError(f"{path} cannot be audited: it is about {purifier}, of which the run keeps no checkpoint")
+    found = _measure(command, purifier, about["data"], about["classifier"], threat["norm"], threat["eps"])
     with RunStore(path, None) as store:
         exhibits = [dataclasses.asdict(exhibit) for exhibit in found.exhibits]
         store.add_finding("audit", {"words": found.words(), "exhibits": exhibits}, replace=True)
@@ -137,6 +163,13 @@ def _audit_run(command: AuditCommand) -> int:
     return 0
 
 
+def _refuse(command: AuditCommand, *names: str) -> None:
+    """Raise a ValueError where one of these options was given."""
+    usual = {field.name: field.default for field in dataclasses.fields(command)}
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) != usual[name]]:
+        raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
+
+
 def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, norm: Any, eps: float) -> Audit:
     from purify.attacks import ThreatModel
     from purify.eval.baselines import BASELINES, make_baseline
@@ -144,10 +177,12 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
     from purify.eval.spectrum.subjects import matched_blur
 
     source = command.natural_data or data
-    model, training = load_classifier(classifier), command.load(source, "train")
+    named = command.named(classifier)
+    model, training = named.module, named.load(command, source, "train")
     values = math.prod(training.image_shape)
     settings = AuditSettings.suited(values, images=command.images, natural=command.natural, seed=command.seed)
-    test, validation = command.load(data, "test").first(settings.images), command.load(source, "val").first(500)
+    test = named.load(command, data, "test").first(settings.images)
+    validation = named.load(command, source, "val").first(500)
     about = make_baseline(purifier, training).eval() if purifier in BASELINES else load_any(purifier)
     purifiers: dict[str, nn.Module] = {Path(purifier).stem: about}
     blur = matched_blur(model, about, *validation.batch(slice(None)))

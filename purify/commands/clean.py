@@ -13,6 +13,9 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from purify.commands.named_classifier import NamedClassifier
+from purify.commands.weights_options import WeightsOptions
+
 __all__ = ["CleanCommand", "Verdict", "clean", "suitable_purifier"]
 
 _PHOTOGRAPHS = 64
@@ -20,7 +23,7 @@ _PHOTOGRAPHS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanCommand:
+class CleanCommand(WeightsOptions):
     """Purify one picture, of any kind and size; large ones tile by tile."""
 
     picture: tyro.conf.Positional[Path]
@@ -33,8 +36,6 @@ class CleanCommand:
     """Draw the picture, the purified one and what was removed ×10 into a PNG beside it (OUT.report.png)."""
     model: str = ""
     """Predictions before and after: name of a torchvision classifier, or name or path of a classifier's checkpoint."""
-    weights: str = ""
-    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     tile: int = 512
     """Side in pixels of the tiles of large pictures."""
 
@@ -65,7 +66,7 @@ def clean(command: CleanCommand) -> int:
     pixels = picture_to_tensor(read_picture(command.picture))
     if len(pixels) == 3 and torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]):
         pixels = pixels[:1]  # all grey, whatever the file calls it
-    judge = _classifier(command.model, command.weights) if command.model else None
+    judge = _judge(command.named(command.model)) if command.model else None
     name = command.purifier or suitable_purifier(*pixels.shape)
     card = read_card(name)
     purifier = load_denoiser(name) if card.kind == "denoiser" else load(name)
@@ -122,8 +123,7 @@ def suitable_purifier(channels: int, height: int, width: int) -> str:
 
 def _check(command: CleanCommand) -> None:
     """Before any work is done: can what comes out be written?"""
-    if command.weights and not command.model:
-        raise ValueError("--weights are those of a classifier: name it with --model")
+    command.check_model(command.model)
     known = Image.registered_extensions()
     if known.get(command.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"expected an output file that ends with .png or another picture format's ending, got {command.out}")
@@ -143,11 +143,8 @@ def _with_channels(pixels: Tensor, channels: int, name: str) -> Tensor:
     )
 
 
-def _classifier(model: str, weights: str) -> Callable[[Image.Image], Verdict]:
+def _judge(named: NamedClassifier) -> Callable[[Image.Image], Verdict]:
     """From a picture to what the classifier says of it."""
-    from purify.commands.named_classifier import named_classifier
-
-    named = named_classifier(model, weights)
 
     def judge(picture: Image.Image) -> Verdict:
         with torch.no_grad():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from purify.data import ImageSet, Split, load_dataset
 
@@ -27,6 +29,13 @@ class DataOptions:
         """The options that decide how a folder is read, those that were given, as on the command line."""
         options = {"size": self.size, "resize": self.resize, "class-list": self.class_list}
         return {name: str(value) for name, value in options.items() if value is not None}
+
+    def read_as(self, options: Mapping[str, str]) -> Self:
+        """The command with what :meth:`reading` gave of another one."""
+        size, resize = (int(options[name]) if name in options else None for name in ("size", "resize"))
+        return replace(
+            self, size=size, resize=resize, class_list=Path(options["class-list"]) if "class-list" in options else None
+        )
 
     def load(self, name: str, split: Split) -> ImageSet:
         """One split of a data set, found as these options say."""

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from purify.checkpoint import load_classifier
 from purify.commands.data_options import DataOptions
+from purify.commands.weights_options import WeightsOptions
 
 __all__ = ["EvaluateCommand", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(DataOptions):
+class EvaluateCommand(WeightsOptions, DataOptions):
     """One classifier, bare or behind one purifier, on one data set."""
 
     data: str = "digits"
     """digits, mnist, fashion-mnist, cifar10 or imagefolder:PATH (a folder or a zip of one)."""
     classifier: str = "digits-shufflenet"
-    """Name or path of a classifier's checkpoint."""
+    """Name or path of a classifier's checkpoint; with --weights the name of a torchvision classifier."""
     purifier: str = "digits-dsae"
     """Name or path of a purifier's checkpoint, or none, or a baseline: jpeg, median, gaussian, bit-depth,
     total-variation, wavelet, noise (with --draws 20), pca."""
@@ -67,14 +67,15 @@ def evaluate(command: EvaluateCommand) -> int:
     from purify.eval.baselines import BASELINES, make_baseline
     from purify.eval.html import save_report
 
-    classifier = load_classifier(command.classifier)
+    named = command.named(command.classifier)
+    classifier = named.module
     defended = None
     if command.purifier in BASELINES:
-        training = command.load(command.data, "train") if command.purifier == "pca" else None
+        training = named.load(command, command.data, "train") if command.purifier == "pca" else None
         defended = wrap(classifier, make_baseline(command.purifier, training).eval())
     elif command.purifier != "none":
         defended = wrap(classifier, command.purifier)
-    test = command.load(command.data, "test").first(command.images)
+    test = named.load(command, command.data, "test").first(command.images)
     check_classifier_fits(classifier, test, command.classifier)
     name = Path(command.purifier).stem
     stem = command.store.stem if command.store is not None else f"{file_stem(command.data)}.{name}"
@@ -98,6 +99,7 @@ def evaluate(command: EvaluateCommand) -> int:
             "split": test.split,
             "classifier": command.classifier,
             "purifier": command.purifier,
+            **command.weighing(),
             **({"options": command.reading()} if command.reading() else {}),
         },
         store=command.store or command.out / f"{stem}.sqlite",

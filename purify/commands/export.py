@@ -8,11 +8,13 @@ from typing import Literal
 
 import tyro
 
+from purify.commands.weights_options import WeightsOptions
+
 __all__ = ["ExportCommand", "export"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand:
+class ExportCommand(WeightsOptions):
     """A purifier, alone or before a classifier, as an ONNX graph or a torch.export program for any number of images at once.
 
     What is written is held against PyTorch on random images first; see docs/deployment.md for how to load it.
@@ -23,8 +25,6 @@ class ExportCommand:
     model: str | None = None
     """Classifier: name or path of a checkpoint or, with --weights, a name in torchvision.models. Default: none, the purifier
     alone is exported."""
-    weights: str | None = None
-    """Of a torchvision model: a file (state dict, safetensors or torch.save), or one of torchvision's names such as DEFAULT."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels. Default: what the classifier was trained on or, without one, the purifier."""
     format: Literal["onnx", "pt2"] = "onnx"
@@ -43,21 +43,19 @@ def export(command: ExportCommand) -> int:
     """Run ``purify export``."""
     from purify.checkpoint import load_any, read_card
     from purify.classifier import wrap
-    from purify.commands.named_classifier import named_classifier
     from purify.export import export_onnx, export_program
     from purify.latency import latency_table
 
     if command.int8 and command.format != "onnx":
         raise ValueError(f"--int8 is for --format onnx, got {command.format}")
-    if command.weights is not None and command.model is None:
-        raise ValueError(f"--weights {command.weights} needs the classifier's name: --model")
+    command.check_model(command.model)
     card = read_card(command.checkpoint)
     if card.kind == "classifier":
         raise ValueError(f"{command.checkpoint} is a classifier: name a purifier first and the classifier with --model")
     module, shape, name = load_any(command.checkpoint), card.image_shape, Path(command.checkpoint).stem
     classifier = None
     if command.model is not None:
-        named = named_classifier(command.model, command.weights or "")
+        named = command.named(command.model)
         classifier, shape = named.module, named.image_shape
         if shape[0] != card.image_shape[0]:
             raise ValueError(

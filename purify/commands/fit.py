@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from purify.commands.data_options import DataOptions
+from purify.commands.weights_options import WeightsOptions
 
 __all__ = ["FitCommand", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitCommand(DataOptions):
+class FitCommand(WeightsOptions, DataOptions):
     """A purifier for a classifier and pictures of your own; `purify train RECIPE` makes the shipped ones."""
 
     data: str
     """imagefolder:PATH (a folder or a zip of one), or any other data set."""
     model: str
     """Name of a torchvision classifier, or name or path of a classifier's checkpoint."""
-    weights: str = ""
-    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     eps: float | None = None
     """L∞ radius of the attacks to learn from and to be measured by; default: 0.2 for grey images, 8/255 for coloured ones."""
     epochs: int | None = None
@@ -36,12 +35,11 @@ class FitCommand(DataOptions):
 
 def fit(command: FitCommand) -> int:
     """Run ``purify train --data … --model …``."""
-    from purify.commands.named_classifier import named_classifier
     from purify.compatibility import check_classifier_fits
     from purify.data import Split, file_stem
     from purify.fitting import fit_to
 
-    named = named_classifier(command.model, command.weights)
+    named = command.named(command.model)
     splits: tuple[Split, ...] = ("train", "val", "test")
     training, validation, test = (named.load(command, command.data, split) for split in splits)
     check_classifier_fits(named.module, training, command.model)

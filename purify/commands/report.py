@@ -26,6 +26,8 @@ def report(command: ReportCommand) -> int:
     from purify.eval.html import save_report
     from purify.eval.store import RunStore
 
+    if command.out is not None and command.out.suffix.lower() not in (".html", ".htm"):  # Markdown and JSON lie beside it
+        raise ValueError(f"expected an HTML file (*.html) for --out, got {command.out}")
     with RunStore(command.run, None) as store:
         found = Report.of(store)
     written = save_report(found, command.out or command.run.with_suffix(".html"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from purify.commands.data_options import DataOptions
+from purify.commands.weights_options import WeightsOptions
 
 if TYPE_CHECKING:
     from purify.eval.tables import DefenceTable, TableSpec
@@ -15,7 +16,7 @@ __all__ = ["TablesCommand", "tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablesCommand(DataOptions):
+class TablesCommand(WeightsOptions, DataOptions):
     """The defence tables: no defence, the DSAE, JPEG, median filter and PCA, under oblivious and adaptive attacks; with --model
     those of a classifier and pictures of your own."""
 
@@ -24,8 +25,6 @@ class TablesCommand(DataOptions):
     imagefolder:PATH."""
     model: str = ""
     """A classifier of your own: name of a torchvision one, or name or path of a checkpoint."""
-    weights: str = ""
-    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
     purifiers: tuple[str, ...] = ()
     """With --model: names or paths of purifiers' checkpoints to measure beside JPEG and the median filter."""
     eps: tuple[float, ...] = ()
@@ -64,7 +63,7 @@ def tables(command: TablesCommand) -> int:
 
     if command.model:
         return _own(command)
-    if given := [f"--{name}" for name in ("weights", "purifiers", "eps") if getattr(command, name)]:
+    if given := [f"--{name}" for name in ("weights", "mean", "std", "purifiers", "eps") if getattr(command, name)]:
         raise ValueError(f"{' and '.join(given)} are for a classifier of your own: name it with --model")
     if command.epochs is not None and not command.variants:
         raise ValueError("--epochs are those of the --variants")
@@ -100,7 +99,6 @@ def tables(command: TablesCommand) -> int:
 def _own(command: TablesCommand) -> int:
     """The tables of a classifier that the command names, one for each eps."""
     from purify.attacks import ThreatModel
-    from purify.commands.named_classifier import named_classifier
     from purify.data import file_stem
     from purify.eval.baselines import BASELINES
     from purify.eval.tables import TableSpec, defence_table
@@ -110,7 +108,8 @@ def _own(command: TablesCommand) -> int:
             "with --model give one --data, such as imagefolder:PATH, and neither --variants, --rows nor --check: they are for "
             "the shipped tables"
         )
-    data, named = command.data[0], named_classifier(command.model, command.weights)
+    data, named = command.data[0], command.named(command.model)
+    about = command.weighing() | ({"options": command.reading()} if command.reading() else {})
     for eps in command.eps or (1 / 255, 2 / 255, 4 / 255):
         spec = TableSpec(
             data=data,
@@ -125,6 +124,7 @@ def _own(command: TablesCommand) -> int:
             _adjusted(spec, command),
             load_split=lambda name, split: named.load(command, name, split),
             classifier=named.module,
+            about=about if command.weights else {},
             stores=command.out / "stores",
             quiet=command.quiet,
         )

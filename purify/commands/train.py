@@ -11,6 +11,7 @@ import tyro
 
 from purify.commands.data_options import DataOptions
 from purify.commands.fit import FitCommand, fit
+from purify.commands.weights_options import WeightsOptions
 from purify.data import Split
 from purify.training.catalogue import find_recipe, list_recipes
 from purify.training.recipes import ClassifierRecipe, DenoisingRecipe, Recipe, RobustRecipe
@@ -31,13 +32,11 @@ class TrainOptions(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurifierTrainOptions(TrainOptions):
+class PurifierTrainOptions(WeightsOptions, TrainOptions):
     """Of `purify train`, where a purifier or denoiser is trained in front of a classifier."""
 
     model: str = ""
     """A classifier in the place of the recipe's: name of a torchvision one, or name or path of a checkpoint."""
-    weights: str = ""
-    """Of a torchvision classifier: a state dict (*.safetensors, *.pt), or the name of torchvision's own, such as DEFAULT."""
 
 
 _SPLITS: tuple[Split, Split] = ("train", "val")
@@ -74,7 +73,6 @@ def train(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from purify.commands.named_classifier import named_classifier
     from purify.compatibility import check_classifier_fits
     from purify.training.loop import train as run
     from purify.training.tasks import make_task
@@ -83,10 +81,10 @@ def train(arguments: Sequence[str]) -> int:
         if options.threads < 1:
             raise ValueError(f"expected at least one thread, got --threads {options.threads}")
         torch.set_num_threads(options.threads)
-    if isinstance(options, PurifierTrainOptions) and options.weights and not options.model:
-        raise ValueError("--weights are those of a classifier of your own: name it with --model")
+    if isinstance(options, PurifierTrainOptions):
+        options.check_model(options.model)
     if isinstance(options, PurifierTrainOptions) and options.model:
-        named = named_classifier(options.model, options.weights)
+        named = options.named(options.model)
         if isinstance(recipe, RobustRecipe):
             recipe = replace(recipe, classifiers=(options.model,))
         else:

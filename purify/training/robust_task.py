@@ -17,7 +17,7 @@ from purify.training.features import LastFeatures, feature_error
 from purify.training.frozen import frozen_classifier
 from purify.training.loop import Task, autocast
 from purify.training.recipes import RobustRecipe
-from purify.training.validation import accuracy, attack_in_parts
+from purify.training.validation import accuracy, attack_in_parts, part_size
 from purify.training.warm_start import first_weights
 
 __all__ = ["RobustTask", "Student"]
@@ -154,7 +154,7 @@ class RobustTask(Task):
             _, broken = attack_in_parts(attack, defended, self.images, self.labels, exact(soft))
             clean.append(accuracy(defended, self.images, self.labels))
             robust.append(float((~broken).float().mean()))
-        statistics = model.purifier.statistics(self.images)
+        statistics = model.purifier.statistics(self.images, part_size(self.images))
         return {
             "val_clean": min(clean),
             "val_apgd": min(robust),

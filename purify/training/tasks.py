@@ -28,7 +28,7 @@ from purify.training.recipes import (
     RobustRecipe,
 )
 from purify.training.robust_task import RobustTask
-from purify.training.validation import VALIDATED, accuracy, attack_in_parts
+from purify.training.validation import VALIDATED, accuracy, attack_in_parts, part_size
 from purify.training.warm_start import first_weights
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
@@ -228,7 +228,7 @@ class PurifierTask(DenoisingTask):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """As for every denoiser, and the code's statistics."""
         assert isinstance(model, DenoisingSparseAutoencoder)
-        statistics = model.statistics(self.clean)
+        statistics = model.statistics(self.clean, part_size(self.clean))
         return {
             **super().validate(model),
             "val_l0": statistics.l0,

@@ -8,12 +8,17 @@ from torch import Tensor
 from purify.attacks import Attack, GradientPath
 from purify.attacks.gradient import Model
 
-__all__ = ["VALIDATED", "accuracy", "attack_in_parts"]
+__all__ = ["VALIDATED", "accuracy", "attack_in_parts", "part_size"]
 
 VALIDATED = 500
 """Images of the validation split on which each epoch is judged."""
 _PIXELS = VALIDATED * 32 * 32
 """In one pass: all images of 32×32, ten of 224×224."""
+
+
+def part_size(images: Tensor) -> int:
+    """How many of these images (N, C, H, W) go through a model in one pass."""
+    return max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
 @torch.no_grad()
@@ -32,5 +37,5 @@ def attack_in_parts(
 
 
 def _parts(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    size = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
+    size = part_size(images)
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
