@@ -254,7 +254,7 @@ def _check_same_model(store: RunStore, answers: Tensor) -> None:
     if before.shape != now.shape or bool((before - now).abs().max() > 1e-2 * before.abs().max().clamp_min(1e-6)):
         raise StoreError(
             f"the model answers otherwise than when {store.path} was begun, though its layers and weights are the same: one of "
-            "its settings is another. Set it back, or give another --store"
+            "its settings is another. Set it back, or give another store (--store FILE, or --out FOLDER)"
         )
 
 
