@@ -16,8 +16,8 @@ _Step = Callable[[Tensor], Tensor]
 class PurifierChain(nn.Module):
     """Purifiers one after the other, images (N, C, H, W) in [0, 1] to the same.
 
-    ``surrogates`` are those of each part with the others as they are; and each part alone taken for the identity, where one part
-    keeps back the gradient that another would let through.
+    ``relaxed`` leaves out the clip of every part that can do without; ``surrogates`` are those of one part with the other as it
+    is, and one part alone taken for the identity, where one keeps back the gradient that the other would let through.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
@@ -29,6 +29,12 @@ class PurifierChain(nn.Module):
         """Purify."""
         purified: Tensor = self.second(self.first(images))
         return purified
+
+    def relaxed(self, images: Tensor) -> Tensor:
+        """The same without any final clip."""
+        for part in (self.first, self.second):
+            images = getattr(part, "relaxed", part)(images)
+        return images
 
     @property
     def surrogates(self) -> dict[str, _Step]:

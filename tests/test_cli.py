@@ -26,6 +26,11 @@ def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["frobnicate"]) == 2
     assert "unknown command 'frobnicate'" in capsys.readouterr().err
     assert main(["--version"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", "--help"])
+    assert ended.value.code == 0
+    assert "--weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

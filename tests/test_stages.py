@@ -62,7 +62,11 @@ def test_each_part_of_a_chain_has_stand_ins(quick_victim: nn.Module, digits: tup
     assert "exact" not in paths  # the quantiser's is zero
     assert {"first straight through", "straight through", "transfer"} <= set(paths)
     both = gradient_paths(purify.wrap(inner, "digits-dsae"), digits[0][:2])
-    assert {"exact", "first without the clip", "second without the clip"} <= set(both)
+    assert {"exact", "without the clip", "first without the clip", "second without the clip"} <= set(both)
+    chain = PurifierChain(purify.load("digits-dsae"), purify.load("digits-dsae"))
+    x = digits[0][:4]
+    torch.testing.assert_close(chain.relaxed(x), chain.second.relaxed(chain.first.relaxed(x)))  # type: ignore[operator]
+    torch.testing.assert_close(chain.first.relaxed(x).clamp(0, 1), chain.first(x))  # type: ignore[operator]
 
 
 def test_a_wrapped_classifier_out_of_reach_is_refused(quick_victim: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -55,7 +55,8 @@ class _Training(Generic[_Chosen, _Options]):
 def train(arguments: Sequence[str]) -> int:
     """Run ``purify train RECIPE [options]`` (the options are the fields of the recipe), or ``purify train --data …``."""
     if arguments[:1] and arguments[0].startswith("-") and any(a.startswith(("--data", "--model")) for a in arguments):
-        return fit(tyro.cli(FitCommand, args=list(arguments), prog="purify train"))
+        words = ["--help"] if {"-h", "--help"} & set(arguments) else list(arguments)  # «--data --help» lacks no value
+        return fit(tyro.cli(FitCommand, args=words, prog="purify train"))
     if not arguments or arguments[0].startswith("-"):
         print("usage: purify train RECIPE [options]\n       purify train --data DATA --model MODEL [--weights FILE] [options]\n")
         print(f"recipes: {', '.join(list_recipes())}")
