@@ -86,7 +86,7 @@ def jump_relu(v: Tensor, threshold: Tensor, width: float = 0.05) -> Tensor:
     """
     near = (v - threshold).abs() < width / 2
     learning = (near * threshold / width).detach() * (threshold - threshold.detach())  # exactly zero, but has a gradient
-    return torch.where(v > threshold, v, 0.0) - learning
+    return torch.where(v <= threshold, 0.0, v) - learning  # so that NaN stays one
 
 
 def top_k(v: Tensor, k: int) -> Tensor:

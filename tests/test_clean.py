@@ -107,6 +107,18 @@ def test_reach_is_what_arithmetic_says(depth: int, stride: int, atom: int) -> No
     assert reach_of(purifier, 3) == stride * codes + purifier.overlap
 
 
+@pytest.mark.parametrize("code", ["soft", "hard", "batch-top-k"])
+def test_reach_is_found_where_the_probe_leaves_all_units_silent(code: str) -> None:
+    """What wakes them in other pictures looks as far."""
+    purifier = make_purifier(code=code, depth=3)
+    with torch.no_grad():
+        purifier.raw_threshold.fill_(30.0)
+    if code == "batch-top-k":
+        purifier.sparsify.level.fill_(30.0)
+    assert not purifier.encode(torch.rand(1, 3, 64, 64)).any()
+    assert reach_of(purifier, 3) == 2 * (2 * 3 + 1 + 1) + 2
+
+
 def test_reach_of_other_purifiers() -> None:
     assert reach_of(nn.Identity(), 1) == 0
     assert reach_of(nn.AvgPool2d(9, stride=1, padding=4), 3) == 4
