@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import DenoisingSparseAutoencoder, DSAEConfig
@@ -78,7 +78,7 @@ def save(module: nn.Module, card: Card, path: str | Path, dtype: torch.dtype = t
     """Write ``path`` (``*.safetensors``) and the card beside it (``*.json``), both atomically.
 
     Args:
-        module: what is saved; its floating tensors are stored as ``dtype``.
+        module: what is saved; its floating tensors are stored as ``dtype``, those with values beyond its range as they are.
         card: its sha256 is filled in.
         path: of the weights.
         dtype: of the stored weights.
@@ -89,7 +89,7 @@ def save(module: nn.Module, card: Card, path: str | Path, dtype: torch.dtype = t
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
+        name: (_shortened(tensor, dtype) if tensor.is_floating_point() else tensor).contiguous().cpu()
         for name, tensor in _network(module).state_dict().items()
     }
     partial = path.with_suffix(".partial")
@@ -99,6 +99,12 @@ def save(module: nn.Module, card: Card, path: str | Path, dtype: torch.dtype = t
     partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n", encoding="utf-8")
     partial.replace(path.with_suffix(".json"))
     return card
+
+
+def _shortened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``, unless that would make infinity of a finite value."""
+    short = tensor.to(dtype)
+    return short if torch.equal(torch.isfinite(short), torch.isfinite(tensor)) else tensor
 
 
 def read_card(name: str | Path) -> Card:

@@ -39,6 +39,19 @@ def test_round_trip(saved: Path, tmp_path: Path) -> None:
     assert exact.sha256 == read_card(tmp_path / "exact.safetensors").sha256
 
 
+def test_what_float16_does_not_hold_is_stored_as_it_is(saved: Path, tmp_path: Path) -> None:
+    """Above 65,504 it would come back as infinity."""
+    purifier = purify.load(saved)
+    with torch.no_grad():
+        purifier.atoms[0] *= 1e6 / purifier.atoms[0].abs().max()
+    save(purifier, read_card(saved), tmp_path / "large.safetensors")
+    loaded = purify.load(tmp_path / "large.safetensors")
+    assert torch.equal(loaded.atoms, purifier.atoms)
+    assert torch.equal(loaded.raw_threshold, purifier.raw_threshold.half().float())
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.allclose(loaded(x), purifier(x), atol=1e-2)
+
+
 @pytest.mark.parametrize("name", purify.list_checkpoints())
 def test_shipped(name: str) -> None:
     card = read_card(name)
