@@ -104,7 +104,7 @@ class CodeStatistics:
     explained_variance: float
     """1 − Σ(x − x̂)² / Σ(x − mean image)², at most 1."""
     dead_units: float
-    """Share of the K units that were active nowhere in these images, 0 … 1."""
+    """Share of the units, global ones among them, that were active nowhere in these images, 0 … 1."""
 
 
 class DenoisingSparseAutoencoder(nn.Module):
@@ -258,9 +258,10 @@ class DenoisingSparseAutoencoder(nn.Module):
         return 1.0 if self.config.steps == 1 else 1 / self.tied_analysis_norm((side, side))
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """What decides the code, and not only what it is decoded to: all but the atoms (of a tied encoder, these too)."""
-        tied = self.config.encoder == "tied"
-        return [parameter for name, parameter in self.named_parameters() if tied or name.split(".")[-1] != "atoms"]
+        """What decides the code, and not only what it is decoded to: all but the atoms (of a tied encoder, and of several steps,
+        each of which encodes what the last one did not rebuild, these too)."""
+        every = self.config.encoder == "tied" or self.config.steps > 1
+        return [parameter for name, parameter in self.named_parameters() if every or name.split(".")[-1] != "atoms"]
 
     def unit_rows(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of everything whose first axis is the unit: atoms, thresholds, last layer of the encoder."""

@@ -195,6 +195,17 @@ def test_the_encoders_parameters_decide_the_code_and_no_others() -> None:
     assert len(of_encoder) == len(list(purifier.parameters())) - 2
 
 
+def test_of_several_steps_the_atoms_decide_the_code_too() -> None:
+    """Each step encodes what the last one did not rebuild."""
+    purifier = small(encoder="linear", steps=2)
+    images = torch.rand(2, 3, 8, 8)
+    before = purifier.encode(images)
+    with torch.no_grad():
+        purifier.atoms.add_(torch.randn_like(purifier.atoms))
+    assert not torch.equal(purifier.encode(images), before)
+    assert any(parameter is purifier.atoms for parameter in purifier.encoder_parameters())
+
+
 @pytest.mark.parametrize("encoder", ["deep", "pyramid"])
 def test_shortcut_starts_as_a_linear_autoencoder_and_learns_beyond_it(encoder: str) -> None:
     purifier = small(encoder=encoder, shortcut=True, units=96, atom=6, stride=4, width=8)
