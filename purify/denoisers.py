@@ -37,6 +37,12 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if self.network not in _NETWORKS:
             raise ValueError(f"DenoiserConfig.network must be one of {', '.join(_NETWORKS)}, got {self.network!r}")
+        with_atoms = self.network in ("linear", "dense")
+        if with_atoms and (self.atom < self.stride or (self.atom - self.stride) % 2):
+            raise ValueError(
+                "DenoiserConfig.atom must be at least the stride and differ from it by an even number, got atom "
+                f"{self.atom} with stride {self.stride}"
+            )
 
 
 class Denoiser(nn.Module, ABC):
@@ -110,7 +116,7 @@ class DnCNN(Denoiser):
 
 class MagNetReformer(Denoiser):
     """The reformer of MagNet (Meng & Chen 2017, table 3, MNIST): 3×3 convolutions with sigmoids about a pooling and an upsampling
-    by 2. Trained by its authors on images with Gaussian noise of 0.1, without any attack."""
+    by 2. Trained by its authors on images with Gaussian noise of 0.1, without any attack; our recipes take up to 0.1."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()

@@ -167,7 +167,7 @@ def test_bad_recipes_are_told_in_words(tmp_path: Path, victim: nn.Module) -> Non
         dataclasses.replace(QUICK, classifiers=(), label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
     with pytest.raises(ValueError, match="must be above 0"):
         dataclasses.replace(QUICK, label_weight=0.0, agreement_weight=0.0, feature_weight=0.0)
-    with pytest.raises(ValueError, match="code_attacked must be in"):
+    with pytest.raises(ValueError, match="code_attacked needs a code_weight"):
         dataclasses.replace(QUICK, code_attacked=0.5)
     with pytest.raises(ValueError, match=r"architecture\.channels is 3, but data set digits has 1"):
         make(dataclasses.replace(QUICK, architecture=dataclasses.replace(SMALL, channels=3)))
@@ -277,7 +277,7 @@ torch.save(task.model.state_dict(), f"{sys.argv[2]}/weights.{distributed.rank()}
 
 
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    """By ``torchrun``, gloo: 300 images in batches of 128, the last of them of odd size; then a run that goes on."""
+    """By ``torchrun``, gloo: 300 images in batches of 128, the last of them of odd size."""
     script = tmp_path / "together.py"
     script.write_text(_TOGETHER, encoding="utf-8")
     here, folder = str(Path(__file__).parent), tmp_path / "run"

@@ -343,7 +343,7 @@ register(
 
 
 def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
-    """The dense denoisers of a DSAE's size, trained as that is; MagNet's as by its authors, on noise alone."""
+    """The dense denoisers of a DSAE's size, trained as that is; MagNet's on noise alone, as by its authors."""
     dsae = find_recipe(like)
     assert isinstance(dsae, PurifierRecipe)
     of = dsae.architecture

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from purify.architecture import ClassifierConfig
+from purify.attacks import ThreatModel
 from purify.autoencoder import DSAEConfig
 from purify.denoisers import DenoiserConfig
 
@@ -60,9 +61,7 @@ class Recipe:
                 raise ValueError(f"recipe {self.name}: {name} must not be negative, got {getattr(self, name)}")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"recipe {self.name}: optimizer must be 'adamw' or 'sgd', got {self.optimizer!r}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"recipe {self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        _at_least_one(self, "epochs", "batch_size")
         if not self.learning_rate > 0:
             raise ValueError(f"recipe {self.name}: learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
@@ -90,9 +89,15 @@ class RobustClassifierRecipe(ClassifierRecipe):
     eps: float
     """L∞ radius; it grows from 0 over the first part of the run."""
     attack_steps: int = 7
-    """Of PGD."""
+    """Of the attack on each batch; 1: N-FGSM (de Jorge et al. 2022), more: PGD."""
     growing: float = 0.4
     """Share of the run during which eps grows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ThreatModel("linf", self.eps)  # says now what is wrong with it, not where eps has grown to it
+        _at_least_one(self, "attack_steps")
+        _shares(self, "growing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +126,11 @@ class DenoisingRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.pixels_first <= 1:
-            raise ValueError(f"recipe {self.name}: pixels_first must be in [0, 1], got {self.pixels_first}")
+        low, high = (ThreatModel("linf", eps).eps for eps in self.eps)
+        if low > high:
+            raise ValueError(f"recipe {self.name}: eps must be a range, the smaller radius first, got {low} and {high}")
+        _at_least_one(self, "attack_steps")
+        _shares(self, "attacked", "pixels_first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,24 +208,41 @@ class RobustRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for radius in (self.eps, self.validation_eps):
+            ThreatModel(self.norm, radius)  # says now what is wrong with it, not where eps has grown to it
+        _at_least_one(self, "attack_steps", "final_steps", "validation_steps", "validated")
+        _shares(self, "growing", "final", "code_attacked", "decoder_first")
         of_classifiers = self.label_weight or self.agreement_weight or self.feature_weight
         if not self.classifiers and (of_classifiers or not self.code_weight):
             raise ValueError(
                 f"recipe {self.name}: at least one classifier is needed, or a code_weight above 0 and no label_weight, "
                 "agreement_weight or feature_weight"
             )
-        if not 0 <= self.code_attacked <= 1 or (self.code_attacked and not self.code_weight):
+        if self.code_attacked and not self.code_weight:
             raise ValueError(
-                f"recipe {self.name}: code_attacked must be in [0, 1], and needs a code_weight above 0 (an untrained read-out "
-                f"is nothing to attack), got {self.code_attacked} with code_weight {self.code_weight}"
+                f"recipe {self.name}: code_attacked needs a code_weight above 0 (an untrained read-out is nothing to attack), "
+                f"got {self.code_attacked} with code_weight {self.code_weight}"
             )
-        if not 0 <= self.decoder_first <= 1:
-            raise ValueError(f"recipe {self.name}: decoder_first must be in [0, 1], got {self.decoder_first}")
         if self.decoder_first and self.architecture.encoder == "tied":
             raise ValueError(
                 f"recipe {self.name}: a tied encoder is its decoder, which cannot learn first: decoder_first must be 0"
             )
-        if self.attack_steps < 1 or self.final_steps < 1:
-            raise ValueError(f"recipe {self.name}: attacks need at least one step, got {self.attack_steps}, {self.final_steps}")
+        if self.decoder_first and self.architecture.steps > 1:
+            raise ValueError(
+                f"recipe {self.name}: with architecture.steps {self.architecture.steps} the code depends on the decoder, which "
+                "cannot learn first: decoder_first must be 0"
+            )
         if self.classifiers and not of_classifiers:
             raise ValueError(f"recipe {self.name}: label_weight, agreement_weight or feature_weight must be above 0")
+
+
+def _at_least_one(recipe: Recipe, *names: str) -> None:
+    for name in names:
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"recipe {recipe.name}: {name} must be at least 1, got {getattr(recipe, name)}")
+
+
+def _shares(recipe: Recipe, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise ValueError(f"recipe {recipe.name}: {name} must be in [0, 1], got {getattr(recipe, name)}")

@@ -38,7 +38,14 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifi
     """The task that a recipe describes, with freshly drawn weights (from the recipe's seed).
 
     ``classifier`` ([0, 1] images to logits, in eval mode) takes the place of the checkpoints that a purifier's recipe names.
+
+    Raises:
+        ValueError: a split without images, or a recipe that does not fit the data set or the classifier.
     """
+    judged = not isinstance(recipe, ClassifierRecipe) or recipe.held_out
+    for part in (training, validation) if judged else (training,):
+        if not len(part):
+            raise ValueError(f"recipe {recipe.name}: data set {part.name} has no {part.split} images; give it more images")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if isinstance(recipe, RobustClassifierRecipe):
@@ -60,6 +67,11 @@ class ClassifierTask(Task):
     def __init__(self, recipe: ClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
         self.recipe, self.validation, self.shape = recipe, validation, training.image_shape
         _check_shape(recipe.name, "architecture.channels", recipe.architecture.channels, training)
+        if recipe.architecture.classes != len(training.classes):
+            raise ValueError(
+                f"recipe {recipe.name}: architecture.classes is {recipe.architecture.classes}, but data set {training.name} has "
+                f"{len(training.classes)} classes"
+            )
         self.model: NormalizedClassifier = NormalizedClassifier(
             build_classifier(recipe.architecture), Normalize(recipe.mean, recipe.std)
         )
@@ -75,10 +87,10 @@ class ClassifierTask(Task):
         """Clean accuracy on the whole validation split, unless it was learnt from."""
         if not self.recipe.held_out:
             return {}
-        right = 0
+        right, size = 0, min(VALIDATED, part_size(self.validation.pixels))
         with torch.no_grad():
-            for start in range(0, len(self.validation), 500):
-                images, labels = self.validation.batch(slice(start, start + 500))
+            for start in range(0, len(self.validation), size):
+                images, labels = self.validation.batch(slice(start, start + size))
                 right += int((model(images).argmax(1) == labels).sum())
         return {"val_accuracy": right / len(self.validation)}
 
@@ -88,7 +100,7 @@ class ClassifierTask(Task):
 
 
 class RobustClassifierTask(ClassifierTask):
-    """Cross-entropy on images that PGD attacks at each step (Madry et al. 2018)."""
+    """Cross-entropy on images that are attacked at each step (:func:`purify.training.attack.training_attack`)."""
 
     def __init__(self, recipe: RobustClassifierRecipe, training: ImageSet, validation: ImageSet) -> None:
         super().__init__(recipe, training, validation)
