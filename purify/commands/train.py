@@ -75,6 +75,7 @@ def train(arguments: Sequence[str]) -> int:
     import torch
 
     from purify.compatibility import check_classifier_fits
+    from purify.training import distributed
     from purify.training.loop import train as run
     from purify.training.tasks import make_task
 
@@ -99,5 +100,6 @@ def train(arguments: Sequence[str]) -> int:
         if isinstance(recipe, ClassifierRecipe) and not recipe.held_out:
             training = training.joined(validation)
     path = run(task, recipe, training, options.out or Path("runs/train") / recipe.name, quiet=options.quiet)
-    print(f"wrote {path} and its card {path.with_suffix('.json')}")
+    if distributed.is_first():
+        print(f"wrote {path} and its card {path.with_suffix('.json')}")
     return 0

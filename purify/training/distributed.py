@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 __all__ = [
     "anywhere",
     "average_gradients",
+    "from_first",
     "is_first",
     "rank",
     "same_everywhere",
@@ -22,11 +25,16 @@ __all__ = [
 ]
 
 
+_T = TypeVar("_T")
+_PATIENCE = timedelta(days=7)
+"""So long the others wait for the first process while it validates; torch's half an hour is too short for large pictures."""
+
+
 def start() -> None:
     """Join the other processes where ``torchrun`` has set ``RANK`` and ``WORLD_SIZE``; alone, do nothing. The backend is gloo:
     the loop trains on the processor."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
 
 
 def world_size() -> int:
@@ -52,6 +60,19 @@ def wait() -> None:
     """Until every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_first(value: _T) -> _T:
+    """What the first process has, for all of them: on several machines the others may not see its files.
+
+    >>> from_first("alone")
+    'alone'
+    """
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
 
 
 def average_gradients(module: nn.Module) -> None:

@@ -101,7 +101,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
 
     Raises:
         ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures or classifiers.
-        FloatingPointError: the loss is not finite; the last finished epoch is kept.
+        FloatingPointError: the loss or its gradient is not finite; the last finished epoch is kept.
         TrainingInterruptedError: SIGINT.
     """
     folder = Path(folder)
@@ -187,8 +187,8 @@ class _Run:
     def step(self, images: Tensor, labels: Tensor, share: float, progress: float) -> dict[str, float]:
         """One optimiser step on this process's ``share`` of a batch; returns what the progress bar shows."""
         seed = self.recipe.seed * 1_000_003 + self.total_steps + 500_000_003 * distributed.rank()
-        torch.manual_seed(seed)  # dropout; forked from the user's stream by the caller
         generator = torch.Generator().manual_seed(seed)
+        torch.set_rng_state(generator.get_state())  # dropout; the caller has forked it from the user's stream, a GPU has its own
         before, changes = self.task.share_done, self.task.changes_at
         if before < changes <= progress:
             self.optimizer.state.clear()
@@ -202,21 +202,26 @@ class _Run:
             images = augment(images, self.recipe, generator).to(memory_format=torch.channels_last)
             loss, shown = self.task.loss(images, labels, generator)
         if distributed.anywhere(not bool(torch.isfinite(loss))):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}; {self.folder} keeps the last "
-                "finished epoch. A smaller learning_rate usually helps"
-            )
+            raise self._diverged("loss", loss)
         self.optimizer.zero_grad(set_to_none=True)
         if len(images):
             (share * loss).backward()  # type: ignore[no-untyped-call]
         distributed.average_gradients(self.task.model)
-        nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
+        if not bool(torch.isfinite(norm)):  # clipping would make NaN of every weight, and an epoch that ends here be kept
+            raise self._diverged("norm of the loss's gradient", norm)
         self.optimizer.step()
         distributed.share_buffers(self.task.model)
         if self.averaged is not None:
             self.averaged.update_parameters(self.task.model)
         self.total_steps += 1
         return {"loss": loss.item(), **shown}
+
+    def _diverged(self, what: str, value: Tensor) -> FloatingPointError:
+        return FloatingPointError(
+            f"the {what} became {value.item()} in epoch {self.epoch + 1}, batch {self.batch + 1}; {self.folder} keeps the last "
+            "finished epoch. A smaller learning_rate usually helps"
+        )
 
     def finish_epoch(self, seconds: float, images: int) -> None:
         """Validate, log and save."""
@@ -236,10 +241,14 @@ class _Run:
                 self.best = self.epoch, reached, {k: v.clone() for k, v in model.state_dict().items()}
         self.history.append(figures)
         self.save()
-        if not distributed.is_first():
-            return
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(figures) + "\n")
+        self._write_log()
+
+    def _write_log(self) -> None:
+        """One line an epoch, whatever was there: of a run that was killed here, the last line may be missing."""
+        if distributed.is_first():
+            partial = self.folder / f"log.{os.getpid()}.partial"
+            partial.write_text("".join(json.dumps(figures) + "\n" for figures in self.history), encoding="utf-8")
+            partial.replace(self.folder / "log.jsonl")
 
     def save(self) -> None:
         """Write ``state.pt`` atomically; the first process does, and all wait for it."""
@@ -267,15 +276,12 @@ class _Run:
         partial.replace(self.folder / "state.pt")
 
     def resume(self) -> None:
-        """Continue from ``state.pt``, if it is there and of the same recipe."""
+        """Continue from the first process's ``state.pt``, if it is there and of the same recipe."""
         path = self.folder / "state.pt"
-        if not path.exists():
+        state = distributed.from_first(_read_state(path) if distributed.is_first() and path.exists() else None)
+        if state is None:
             return
-        try:
-            state = torch.load(path, weights_only=True)
-            before = json.loads(state["recipe"])
-        except Exception as error:  # torch.load raises nearly anything on files that are not its own
-            raise ValueError(f"{path} is damaged, or not of a training of purify's; remove it, or give another --out") from error
+        before = json.loads(state["recipe"])
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         if others := [name for name, digest in state.get("begun_with", {}).items() if self.begun_with[name] != digest]:
             raise ValueError(f"{self.folder} holds a run with other {' and other '.join(others)}; give another folder (--out)")
@@ -291,7 +297,11 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, tensor in self.task.state().items():
             tensor.copy_(state["task"][name])
-        tqdm.write(f"{self.recipe.name}: goes on from epoch {self.epoch + 1}, batch {self.batch + 1} ({path})")
+        self._write_log()
+        finished = self.epoch >= self.recipe.epochs
+        where = "is finished already" if finished else f"goes on from epoch {self.epoch + 1}, batch {self.batch + 1}"
+        if distributed.is_first():
+            tqdm.write(f"{self.recipe.name}: {where} ({path})")
 
     def export(self) -> Path:
         """Write the averaged weights, of the best epoch where the task has a criterion, and the card."""
@@ -320,6 +330,15 @@ class _Run:
             figures={**described.figures, **measured},
         )
         save(kept, card, path)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        json.loads(state["recipe"])
+    except Exception as error:  # torch.load raises nearly anything on files that are not its own
+        raise ValueError(f"{path} is damaged, or not of a training of purify's; remove it, or give another --out") from error
+    return state
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -47,7 +47,7 @@ def make_task(recipe: Recipe, training: ImageSet, validation: ImageSet, classifi
         if not len(part):
             raise ValueError(f"recipe {recipe.name}: data set {part.name} has no {part.split} images; give it more images")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.set_rng_state(torch.Generator().manual_seed(recipe.seed).get_state())  # a GPU's own stream is left alone
         if isinstance(recipe, RobustClassifierRecipe):
             return RobustClassifierTask(recipe, training, validation)
         if isinstance(recipe, ClassifierRecipe):
