@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from purify.autoencoder import DenoisingSparseAutoencoder
+from purify.denoisers import LinearAutoencoder
 
 __all__ = ["purify_in_tiles", "reach_of"]
 
@@ -29,7 +31,8 @@ def purify_in_tiles(purifier: nn.Module, images: Tensor, *, tile: int = 512, ali
         purifier: images (N, C, H, W) in [0, 1] to the same; in eval mode.
         images: (N, C, H, W) in [0, 1], or as bytes, which are divided by 255, purified and rounded tile by tile.
         tile: side in pixels; rounded up to a multiple of ``alignment``.
-        alignment: a multiple of every stride inside the purifier; default: 16, and for a DSAE twice its stride as well.
+        alignment: a multiple of every stride inside the purifier; default: of 16, of twice the stride of each DSAE in it, and of
+            the stride of each linear autoencoder.
 
     Returns:
         Purified images (N, C, H, W), in [0, 1] or bytes as the images were.
@@ -43,7 +46,7 @@ def purify_in_tiles(purifier: nn.Module, images: Tensor, *, tile: int = 512, ali
     True
     """
     if alignment is None:
-        alignment = math.lcm(_ALIGNMENT, 2 * purifier.config.stride if isinstance(purifier, DenoisingSparseAutoencoder) else 1)
+        alignment = math.lcm(_ALIGNMENT, *_strides(purifier))
     if tile < 1 or alignment < 1:
         raise ValueError(f"expected a tile and an alignment of at least 1 pixel, got {tile} and {alignment}")
     tile = _round_up(tile, alignment)
@@ -96,6 +99,15 @@ def reach_of(purifier: nn.Module, channels: int, alignment: int = _ALIGNMENT) ->
         if first > 0 and last < side - 1:
             return max(start - first, last - (start + alignment - 1), 0)
     return None
+
+
+def _strides(purifier: nn.Module) -> Iterator[int]:
+    """Of the grids that are known, wherever in the purifier they are."""
+    for module in purifier.modules():
+        if isinstance(module, DenoisingSparseAutoencoder):
+            yield 2 * module.config.stride
+        elif isinstance(module, LinearAutoencoder):
+            yield module.stride
 
 
 def _round_up(value: int, multiple: int) -> int:

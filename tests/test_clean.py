@@ -22,6 +22,7 @@ import purify
 from purify.checkpoint import Card, save
 from purify.cli import main
 from purify.commands.clean import suitable_purifier
+from purify.denoisers import DenoiserConfig, build_denoiser
 from purify.picture import picture_to_tensor, read_picture
 from purify.tiling import purify_in_tiles, reach_of
 
@@ -84,6 +85,20 @@ def test_tiles_give_what_the_whole_picture_gives(options: dict[str, Any]) -> Non
     assert torch.allclose(purify_in_tiles(purifier, images, tile=48), whole, atol=1e-5)
     small = images[..., :40, :30]
     assert torch.equal(purify_in_tiles(purifier, small, tile=48), purifier(small))
+
+
+@pytest.mark.parametrize("kind", ["linear", "dense", "inside another module"])
+def test_tiles_keep_to_a_grid_wherever_it_is(kind: Any) -> None:
+    """A stride of 3, of which 16 is no multiple."""
+    torch.manual_seed(0)
+    if kind == "inside another module":
+        purifier: nn.Module = nn.Sequential(make_purifier(stride=3, atom=5))
+    else:
+        purifier = build_denoiser(DenoiserConfig(network=kind, channels=3, units=8, atom=5, stride=3, width=4, depth=1)).eval()
+    images = torch.rand(1, 3, 101, 70)
+    with torch.no_grad():
+        whole = purifier(images)
+    assert torch.allclose(purify_in_tiles(purifier, images, tile=16), whole, atol=1e-5)
 
 
 def test_what_tiles_spare() -> None:
