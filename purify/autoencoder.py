@@ -53,8 +53,8 @@ class DSAEConfig:
     """Thresholds grow with the noise around each place (:func:`purify.noise.estimate_noise`): little is lost of a clean picture,
     much is removed of a noisy one."""
     low_pass: float = 1.0
-    """The encoder sees the image as if it had been shrunk so many times and enlarged again (:func:`purify.low_pass.low_pass`): what
-    is finer is removed, with the attack in it, and the atoms paint it anew. 1: as it is."""
+    """The encoder sees the image as if it had been shrunk so many times and enlarged again (:func:`purify.low_pass.low_pass`):
+    what is finer is removed, with the attack in it, and the atoms paint it anew. 1: as it is."""
     steps: int = 1
     """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
     code: CodeName = "soft"

@@ -126,8 +126,8 @@ def load(name: str | Path, *, low_pass: float | None = None) -> DenoisingSparseA
 
     Args:
         name: a name from :func:`list_checkpoints`, or the path of a ``*.safetensors`` file.
-        low_pass: let it see its images as if they had been shrunk so many times (``DSAEConfig.low_pass``), at least 1; default: as
-            it was trained. More of an attack is removed then, and more of the picture.
+        low_pass: let it see its images as if they had been shrunk so many times (``DSAEConfig.low_pass``), at least 1; default:
+            as it was trained. More of an attack is removed then, and more of the picture.
 
     Raises:
         CheckpointError: unknown name, damaged or truncated file, a pickle, another architecture, or a classifier.
