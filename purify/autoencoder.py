@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from purify.encoder import PyramidTrunk, ResidualBlock
 from purify.global_units import GlobalUnits
 from purify.images import check_images
+from purify.low_pass import low_pass
 from purify.noise import estimate_noise
 from purify.sparse import CodeName, make_code
 
@@ -51,6 +52,9 @@ class DSAEConfig:
     adaptive: bool = False
     """Thresholds grow with the noise around each place (:func:`purify.noise.estimate_noise`): little is lost of a clean picture,
     much is removed of a noisy one."""
+    low_pass: float = 1.0
+    """The encoder sees the image as if it had been shrunk so many times and enlarged again (:func:`purify.low_pass.low_pass`):
+    what is finer is removed, with the attack in it, and the atoms paint it anew. 1: as it is."""
     steps: int = 1
     """Unrolled proximal-gradient steps T. 1 is the classic sparse autoencoder."""
     code: CodeName = "soft"
@@ -74,6 +78,8 @@ class DSAEConfig:
                 "DSAEConfig.atom must be at least the stride and differ from it by an even number (atoms overlap "
                 f"evenly on both sides), got atom {self.atom} with stride {self.stride}"
             )
+        if not 1 <= self.low_pass < math.inf:
+            raise ValueError(f"DSAEConfig.low_pass must be at least 1, which lets everything through, got {self.low_pass}")
         if not 0 < self.density <= 1:
             raise ValueError(f"DSAEConfig.density must be above 0 and at most 1, got {self.density}")
         if self.encoder not in get_args(EncoderName):
@@ -203,7 +209,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise ValueError(f"expected images (N, {self.config.channels}, H, W), got shape {tuple(images.shape)}")
-        padded = self._pad(images) - self.offset
+        padded = self._seen(images) - self.offset
         dictionary, threshold = self.dictionary, self._threshold_for(padded)
         code: Tensor = self.sparsify(self._analyse(padded, dictionary), threshold, 0)
         for step in range(1, self.config.steps):
@@ -213,7 +219,7 @@ class DenoisingSparseAutoencoder(nn.Module):
 
     def analyse(self, images: Tensor) -> Tensor:
         """E(x − b), the first step's code before its threshold: (N, K, ⌈H/stride⌉, ⌈W/stride⌉), of either sign."""
-        return self._analyse(self._pad(images) - self.offset, self.dictionary)
+        return self._analyse(self._seen(images) - self.offset, self.dictionary)
 
     def global_code(self, code: Tensor) -> Tensor:
         """Of a code (N, K + G, h, w), the activity of the global units: (N, G). They stand at its first position."""
@@ -330,7 +336,9 @@ class DenoisingSparseAutoencoder(nn.Module):
         """The configuration, as ``print(purifier)`` shows it."""
         return ", ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(self.config).items())
 
-    def _pad(self, images: Tensor) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the encoder is shown of the images: coarse enough, and padded to a multiple of the stride."""
+        images = low_pass(images, self.config.low_pass)
         height, width = images.shape[-2:]
         below, right = -height % self.config.stride, -width % self.config.stride
         return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images

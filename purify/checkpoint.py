@@ -127,21 +127,25 @@ def read_card(name: str | Path) -> Card:
         raise CheckpointError(f"the card {path} cannot be read: {error}") from error
 
 
-def load(name: str | Path) -> DenoisingSparseAutoencoder:
+def load(name: str | Path, *, low_pass: float | None = None) -> DenoisingSparseAutoencoder:
     """Load a purifier in eval mode, float32, verified against its card's sha256.
 
     Args:
         name: a name from :func:`list_checkpoints`, or the path of a ``*.safetensors`` file.
+        low_pass: let it see its images as if they had been shrunk so many times (``DSAEConfig.low_pass``), at least 1; default:
+            as it was trained. More of an attack is removed then, and more of the picture.
 
     Raises:
         CheckpointError: unknown name, damaged or truncated file, a pickle, another architecture, or a classifier.
+        ValueError: ``low_pass`` is below 1.
 
     >>> purifier = load("digits-dsae")
     >>> purifier(torch.rand(2, 1, 8, 8)).shape
     torch.Size([2, 1, 8, 8])
     """
     card = _card_of_kind(name, "purifier")
-    purifier = DenoisingSparseAutoencoder(_architecture(DSAEConfig, card, name))
+    config = _architecture(DSAEConfig, card, name)
+    purifier = DenoisingSparseAutoencoder(config if low_pass is None else dataclasses.replace(config, low_pass=low_pass))
     _fill(purifier, name, card)
     return purifier.eval()
 

@@ -109,7 +109,7 @@ def test_attacks_go_through_a_program(page: Path, defended: PurifiedClassifier, 
 @pytest.mark.parametrize(
     "config",
     [
-        {"encoder": "deep", "code": "hard"},
+        {"encoder": "deep", "code": "hard", "low_pass": 2.0},
         {"encoder": "pyramid", "shortcut": True, "adaptive": True, "stride": 4, "atom": 8},
         {"encoder": "pyramid", "stride": 4, "atom": 8},
         {"encoder": "pyramid", "stride": 4, "atom": 8, "global_units": 4, "global_atom": 8},

@@ -19,6 +19,7 @@ from torch import nn
 
 import purify
 from purify.attacks import ThreatModel
+from purify.checkpoint import read_card, save
 from purify.data import ImageSet, Split
 from purify.eval.evaluate import Settings
 from purify.eval.tables import TableSpec, defence_table
@@ -32,6 +33,8 @@ class Command:
     data_root: Path
     purifiers: tuple[str, ...] = ("imagenet-dsae",)
     """Names or paths of checkpoints."""
+    low_pass: tuple[float, ...] = ()
+    """``imagenet-dsae`` once more for each of these, shown only what is left of a picture shrunk so many times."""
     classifiers: tuple[str, ...] = ("squeezenet1_0", "efficientnet_lite0")
     eps: tuple[int, ...] = (1, 2, 4)
     """In steps of 1/255."""
@@ -60,14 +63,22 @@ def photographs(root: Path, name: str, split: Split) -> ImageSet:
     return purify.load_dataset(name, split, data_root=root, size=224, resize=256, class_list=root / "imagenet_wnids.txt")
 
 
+def coarse(factor: float, folder: Path) -> str:
+    """Path of a checkpoint: ``imagenet-dsae`` with that low pass."""
+    purifier, path = purify.load("imagenet-dsae", low_pass=factor), folder / f"imagenet-dsae-low-pass-{factor:g}.safetensors"
+    save(purifier, dataclasses.replace(read_card("imagenet-dsae"), architecture=dataclasses.asdict(purifier.config)), path)
+    return str(path)
+
+
 def main(command: Command) -> None:
+    purifiers = (*command.purifiers, *(coarse(factor, command.out) for factor in command.low_pass))
     for name in command.classifiers:
         classifier = squeezenet(command.data_root) if name == "squeezenet1_0" else efficientnet()
         for eps in command.eps:
             spec = TableSpec(
                 data="imagefolder:imagenet-750.zip",
                 classifier=name,
-                purifiers=command.purifiers,
+                purifiers=purifiers,
                 baselines=command.baselines,
                 threat=ThreatModel("linf", eps / 255),
                 images=command.images,
