@@ -59,10 +59,10 @@ class Exhibit:
     """The figure; empty for a table alone."""
 
     def csv(self) -> str:
-        """All numbers."""
+        """All numbers; what is not known is left empty."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([self.columns, *([_written(cell) for cell in row] for row in self.rows)])
+        writer.writerows([self.columns, *([_written(cell, "") for cell in row] for row in self.rows)])
         return buffer.getvalue()
 
     def csv_link(self) -> str:
@@ -106,7 +106,7 @@ def inline_svg(paint: Callable[[Figure], None], size: Sequence[float] = (7.2, 3.
     return svg[svg.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
-def _written(cell: Cell) -> str:
+def _written(cell: Cell, missing: str = "–") -> str:
     if cell is None or (isinstance(cell, float) and cell != cell):
-        return "–"
+        return missing
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

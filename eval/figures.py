@@ -88,16 +88,17 @@ def _fell(entry: dict[str, Any]) -> bool:
 
 
 def draw_margins(table: DefenceTable) -> Figure:
-    """For the first purifier: margins of clean, attacked, purified (oblivious) and adaptively attacked images."""
+    """For the first purifier: margins of clean images, of images under oblivious PGD without it and with it, and the lowest that
+    the adaptive suite found."""
     report = _first_purifier(table)
     if report is None:
         raise ValueError("no purifier of this table was measured in this run: there are no margins to show")
     rows = report.per_image
     shown = {
         "clean, no defence": rows["undefended_clean_margin"],
-        "attacked, no defence": rows["undefended_PGD_margin"],
-        f"attacked, {report.name} (oblivious)": rows["oblivious_PGD_margin"],
-        f"attacked, {report.name} (adaptive)": rows["adaptive_margin"],
+        "PGD, no defence": rows["undefended_PGD_margin"],
+        f"oblivious PGD, {report.name}": rows["oblivious_PGD_margin"],
+        f"adaptive, lowest found, {report.name}": rows["adaptive_margin"],
     }
     everything = torch.nan_to_num(torch.cat(list(shown.values()))).numpy()
     low, high = np.percentile(everything, [0.5, 99.5])
@@ -110,7 +111,7 @@ def draw_margins(table: DefenceTable) -> Figure:
     axis.set_xlabel("margin: logit of the true class − largest other (negative: misclassified)")
     axis.set_ylabel("images")
     axis.legend(frameon=False, fontsize=8)
-    axis.set_title(f"{table.spec.title}: decision margins, PGD, {table.spec.threat}, n = {report.clean.n}")
+    axis.set_title(f"{table.spec.title}: decision margins, {table.spec.threat}, n = {report.clean.n}")
     return figure
 
 

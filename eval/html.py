@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from purify import __version__
+from purify.checkpoint import list_checkpoints
 from purify.eval.exhibit import INK, Exhibit, inline_svg
 from purify.eval.recovery import Accuracy
 from purify.eval.report import Report
@@ -113,8 +114,10 @@ def _environment() -> jinja2.Environment:
 
 
 def reproduce(report: Report) -> str:
-    """The command that makes this report again."""
+    """The command that makes this report again; for what a table trains at its first use, that of the table's row."""
     about, settings = report.configuration["about"], report.configuration["settings"]
+    if {"data", "classifier", "purifier"} <= about.keys() and (trained := _trained_at_first_use(about)):
+        return _row_of_a_table(report, trained)
     if not {"data", "classifier", "purifier"} <= about.keys():
         return f"# made from Python: purify.eval.evaluate(…, name={report.name!r}); its settings are in the JSON file"
     options = {
@@ -136,6 +139,29 @@ def reproduce(report: Report) -> str:
     }
     words = ((key, value if isinstance(value, list) else [value]) for key, value in options.items())
     return "purify evaluate " + " ".join(f"--{key} {shlex.join(map(str, values))}" for key, values in words)
+
+
+def _trained_at_first_use(about: Mapping[str, Any]) -> str:
+    """The purifier or classifier of a table's row that no checkpoint is shipped of, and that `purify evaluate` does not know."""
+    from purify.eval.trained import TRAINED
+    from purify.training.catalogue import list_recipes
+
+    shipped, recipes = list_checkpoints(), list_recipes()
+    made = [about["purifier"]] * (about["purifier"] in TRAINED)
+    made += [about["classifier"]] * (about["classifier"] in recipes and about["classifier"] not in shipped)
+    return " and ".join(made)
+
+
+def _row_of_a_table(report: Report, trained: str) -> str:
+    from purify.eval.tables import TABLES
+
+    data, settings = report.configuration["about"]["data"], report.configuration["settings"]
+    for name, spec in TABLES.items():
+        if (spec.data, spec.threat) == (data, report.threat):
+            full = "" if report.name in spec.row_names else " --full"
+            again = f"purify tables --data {name} --rows {shlex.quote(report.name)}{full} --images {report.clean.n}"
+            return f"{again} --suite {settings['suite']} --checks {settings['check_images']} --seed {settings['seed']}"
+    return f"# a row of a table, whose {trained} is trained at its first use: see `purify tables`"
 
 
 def _share(accuracy: Accuracy) -> str:

@@ -73,4 +73,5 @@ class Recovery:
         return cls(float(share), *bootstrap_interval(rows, seed=seed), len(rows))
 
     def __str__(self) -> str:
-        return "–" if np.isnan(self.share) else f"{100 * self.share:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        interval = "–" if np.isnan(self.low) else f"{100 * self.low:.1f}, {100 * self.high:.1f}"
+        return "–" if np.isnan(self.share) else f"{100 * self.share:.1f} [{interval}]"

@@ -233,7 +233,8 @@ def _read(store: RunStore) -> Report:
     robust[list(store.errors())] = 0  # also where only the bare classifier says nothing
     shares = torch.stack([robust, *(share(stage) for stage in own.values())])
     # of several noisy shares of an image the least would be too low: a random defence has the column that is lowest in the mean
-    worst = shares.amin(0) if draws == 1 else shares[int(shares.mean(1).argmin())]
+    worst = shares.amin(0) if draws == 1 else shares[int(shares.mean(1).argmin())].clone()
+    worst[list(store.errors())] = 0
     how = f"suite {configuration['suite'].partition(':')[0]}, {len(adaptive)} stages, per-image minimum"
     # a random defence's shares are noisy: an image that an attack did not bring down in the end may have come out low once
     finding = ("norm",) if draws > 1 else ("norm", "adaptive", "oblivious")

@@ -33,8 +33,8 @@ class RunSummary:
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
-    """Every store under ``folder``, by path. Stores that cannot be read are listed with the reason."""
-    return [_summary(path) for path in sorted(folder.rglob("*.sqlite"))]
+    """Every store under ``folder``, by path; of a store that store alone. What cannot be read is listed with the reason."""
+    return [_summary(path) for path in ([folder] if folder.is_file() else sorted(folder.rglob("*.sqlite")))]
 
 
 def _summary(path: Path) -> RunSummary:

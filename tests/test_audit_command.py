@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +14,15 @@ import torch
 from torch import nn
 
 import purify
+from purify.attacks import ThreatModel
 from purify.checkpoint import read_card, save
 from purify.cli import main
-from purify.eval.spectrum import AuditSettings
+from purify.commands.audit import _usual_eps
+from purify.eval.spectrum import Audit, AuditSettings
+from purify.eval.spectrum.claim import Verdict
+from purify.eval.store import RunStore
+
+VERDICT = Verdict(name="a", oblivious="partly", adaptive="partly", sentences=[])
 
 FEW = AuditSettings(images=4, jacobians=1, attack_steps=2, norm_steps=3, band_images=2, band_steps=1, frequencies=3, natural=200)
 
@@ -65,6 +72,56 @@ def test_a_checkpoint_of_ones_own_stays_itself_beside_a_shipped_one_of_its_name(
         main(["audit", str(path), "--images", "6", "--natural", "100", "--out", str(tmp_path), "--quiet"])
     assert torch.equal(seen["digits-dsae"].atoms, own.atoms)
     assert torch.equal(seen["digits-dsae (shipped)"].atoms, purify.load("digits-dsae").atoms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digits-dsae", "--norm", "l2"], "no table of digits says which radius is usual in l2: give --eps"),
+        (["--theory", "--eps", "0.1", "--natural-data", "mnist"], "--eps and --natural-data: --theory is about no purifier"),
+        (["mnist-dsae", "--theory"], "mnist-dsae: --theory is about no purifier"),
+    ],
+)
+def test_no_radius_is_guessed_and_no_option_ignored(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, what in (("purify.commands.audit", "_measure"), ("purify.eval.theory.experiments", "run_theory")):
+        monkeypatch.setattr(f"{module}.{what}", lambda *_, **__: pytest.fail("measured before it was refused"))
+    assert main(["audit", *arguments, "--out", str(tmp_path)]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_the_usual_radius_is_that_of_a_table_in_the_same_norm() -> None:
+    assert _usual_eps("mnist", "linf") == 0.2
+    assert _usual_eps("imagefolder:cifar10-jpeg.zip", "l2") == 0.5
+    assert _usual_eps("imagefolder:pictures", "linf") == 8 / 255
+
+
+def test_the_page_says_how_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Audit(name="a", threat=ThreatModel("linf", 0.1), n=6, verdicts=[VERDICT], notes=[], exhibits=[], configuration={})
+    monkeypatch.setattr("purify.commands.audit._measure", lambda *_, **__: found)
+    options = ["--natural", "100", "--natural-data", "digits", "--against", "digits-dsae", "my own.safetensors"]
+    assert main(["audit", "digits-dsae", *options, "--out", str(tmp_path)]) == 0
+    page = html.unescape((tmp_path / "digits-dsae" / "audit.html").read_text(encoding="utf-8"))
+    assert "--natural 100 --natural-data digits --against digits-dsae 'my own.safetensors'" in page
+
+
+def test_a_run_that_is_not_finished_is_not_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration = {
+        "name": "digits-dsae",
+        "about": {"data": "digits", "classifier": "digits-shufflenet", "purifier": "digits-dsae"},
+        "threat": {"norm": "linf", "eps": 0.15},
+        "images": {"n": 6},
+        "draws": 1,
+        "settings": {"seed": 0},
+    }
+    with RunStore(tmp_path / "run.sqlite", configuration):
+        pass
+    monkeypatch.setattr("purify.commands.audit._measure", lambda *_, **__: pytest.fail("measured before it was refused"))
+    assert main(["audit", str(tmp_path / "run.sqlite")]) == 1
+    assert "is not finished (0 of 6 images begun)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick_commands")

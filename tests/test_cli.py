@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image
 
 from purify import list_checkpoints, load_dataset
 from purify.attacks import ThreatModel
+from purify.checkpoint import FOLDER
 from purify.cli import main
+from purify.commands.tables import TablesCommand
 from purify.data import ImageSet
 from purify.eval import Settings, reference
-from purify.eval.tables import TABLES
+from purify.eval.tables import TABLES, DefenceTable, TableSpec
 
 
 def test_help_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +192,29 @@ def test_tables_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "none, clean: " in capsys.readouterr().out
 
 
+def test_the_help_names_every_table() -> None:
+    named = re.search(r"default: all of them \(([^)]*)\)", inspect.getsource(TablesCommand))
+    assert named is not None
+    assert named.group(1).replace("\n", " ").split(", ") == list(TABLES)
+
+
+def test_a_table_of_ones_own_says_which_file_its_classifier_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command on a run's page takes it again, with the size to which a folder's images were brought."""
+    asked: list[dict[str, object]] = []
+
+    def made(spec: TableSpec, **options: object) -> DefenceTable:
+        asked.append(cast(dict[str, object], options["about"]))
+        return DefenceTable(spec, not_run="not now")
+
+    checkpoint = tmp_path / "mine.safetensors"
+    for shipped in FOLDER.glob("digits-shufflenet.*"):
+        shutil.copy(shipped, checkpoint.with_suffix(shipped.suffix))
+    monkeypatch.setattr("purify.eval.tables.defence_table", made)
+    command = ["tables", "--model", str(checkpoint), "--data", f"imagefolder:{tmp_path}", "--size", "8"]
+    assert main([*command, "--out", str(tmp_path)]) == 1
+    assert asked == [{"classifier": str(checkpoint), "options": {"size": "8"}}]
+
+
 def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", "--data", "mnist", "--data-root", str(tmp_path), "--out", str(tmp_path), "--quiet"]) == 1
     assert "Not run: mnist is not here" in capsys.readouterr().out
@@ -198,6 +226,7 @@ def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["tables", "--data", "digits", "--purifiers", "mine.safetensors", "--eps", "0.1"], "--purifiers and --eps are for a"),
         (["tables", "--data", "digits", "--epochs", "2"], "--epochs are those of the --variants"),
+        (["tables", "--model", "digits-shufflenet", "--data", "digits", "--epochs", "2"], "--epochs are those of the --variants"),
         (
             ["train", "digits-dsae", "--weights", "mine.pt"],
             "--weights are those of a classifier of your own",

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from purify.eval import Accuracy, Recovery
-from purify.eval.intervals import bootstrap_interval, wilson_interval
+from purify.eval.intervals import bootstrap_interval, mean_interval, wilson_interval
 from purify.eval.margin import MarginSummary
 from purify.eval.paired import PairedComparison
+from purify.eval.spectrum.gains import GainCurve
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -43,6 +44,21 @@ def test_bootstrap_of_a_median_agrees_with_scipy() -> None:
     assert high == pytest.approx(expected.confidence_interval.high, abs=0.05)
 
 
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_interval_of_a_mean_is_students(n: int) -> None:
+    """With the normal's 1.96 the mean of two images would be outside its 95 % interval three times in ten."""
+    from scipy.stats import ttest_1samp
+
+    rows = np.random.default_rng(0).normal(size=(n, 3))
+    expected = ttest_1samp(rows, 0).confidence_interval(0.95)
+    mean, low, high = mean_interval(rows)
+    np.testing.assert_allclose(mean, rows.mean(0))
+    np.testing.assert_allclose((low, high), (expected.low, expected.high))
+    curve = GainCurve.of("PCA", torch.arange(3), torch.tensor([3.0, 2.0, 1.0]), torch.from_numpy(rows))
+    np.testing.assert_allclose(curve.low, low)
+    assert np.isnan(mean_interval(rows[:1])[1]).all()
+
+
 def test_recovery() -> None:
     clean = torch.tensor([True] * 90 + [False] * 10)
     attacked = torch.tensor([True] * 10 + [False] * 90)
@@ -53,6 +69,21 @@ def test_recovery() -> None:
     nothing = Recovery.of(clean, clean, clean)
     assert math.isnan(nothing.share)
     assert str(nothing) == "–"
+
+
+def test_an_attack_that_helped_as_often_as_it_hurt_leaves_nothing_to_recover() -> None:
+    """Half of the resamples then have more images right under the attack than without: a share of the wrong sign."""
+    clean = torch.tensor([True] * 900 + [False] * 100)
+    attacked, purified = clean.clone(), clean.clone()
+    attacked[:30], attacked[900:930], purified[:10] = False, True, False
+    found = Recovery.of(clean, attacked, purified)
+    assert math.isnan(found.share)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    attacked[910:930] = False
+    assert Recovery.of(clean, attacked, purified).low < 0.5
+    attacked[910:928] = True
+    assert str(Recovery.of(clean, attacked, clean)) == "100.0 [–]"  # too often there is nothing to recover
 
 
 def test_words() -> None:

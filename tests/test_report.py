@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -50,9 +51,28 @@ def test_the_verdict_is_in_plain_words(report: Report) -> None:
     assert reproduce(report).startswith("purify evaluate --data digits --classifier digits-shufflenet --purifier digits-dsae")
 
 
-def test_names_cannot_break_the_page(report: Report) -> None:
-    import dataclasses
+def test_a_row_that_a_table_trains_is_made_again_by_that_table(report: Report) -> None:
+    """`purify evaluate` knows neither a dense autoencoder without a checkpoint nor a classifier that a table trains."""
 
+    def again(name: str, eps: float, **about: str) -> str:
+        configuration = {**report.configuration, "about": {**report.configuration["about"], **about}}
+        return reproduce(dataclasses.replace(report, name=name, threat=ThreatModel("linf", eps), configuration=configuration))
+
+    few = "--images 40 --suite fast --checks 6 --seed 0"
+    assert again("dense", 0.15, purifier="dense") == f"purify tables --data digits --rows dense {few}"
+    assert again("linear", 0.15, purifier="linear") == f"purify tables --data digits --rows linear --full {few}"
+    unseen = again("none, mnist-shufflenet", 0.3, data="mnist", purifier="none", classifier="mnist-shufflenet")
+    assert unseen == f"purify tables --data mnist-0.3 --rows 'none, mnist-shufflenet' {few}"
+    assert again("dense", 0.07, purifier="dense").startswith("# a row of a table, whose dense is trained")
+
+
+def test_the_page_says_whose_smallest_norm_it_is(report: Report) -> None:
+    assert report.norms is not None
+    page = " ".join(render_html(report).split())
+    assert f"the least that any attack found, for {report.norms.n} of the first 8 images" in page
+
+
+def test_names_cannot_break_the_page(report: Report) -> None:
     html = render_html(dataclasses.replace(report, name="<script>alert(1)</script>"))
     assert "<script>alert" not in html
 

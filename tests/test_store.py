@@ -27,7 +27,7 @@ import purify
 from purify.attacks import APGD, FMN, PGD, Square, TargetedAPGD, ThreatModel
 from purify.attacks.suite import SUITES, Entry
 from purify.cli import main
-from purify.eval import Settings, evaluate
+from purify.eval import Report, Settings, evaluate
 from purify.eval.runs import export_run, find_runs, show_run
 from purify.eval.store import FORMAT, RunStore, StoreError, Trial
 
@@ -64,6 +64,37 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
         assert store.has_batch(stage, 1, 0)
         assert not store.has_batch(stage, 2, 0)
         assert store.seconds(stage) == 2.0
+
+
+def test_a_store_in_the_place_of_a_folder_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    with RunStore(path, {"name": "mine", "threat": {"norm": "l2", "eps": 0.5}, "images": {"n": 7}}):
+        pass
+    assert [str(found) for found in find_runs(path)] == [str(found) for found in find_runs(tmp_path)]
+    assert "not finished, at the start" in str(find_runs(path)[0])
+
+
+def test_an_error_is_wrong_in_the_worst_case_of_a_random_defence_too() -> None:
+    """Also where the oblivious column is its lowest one, in which the image had an answer."""
+    configuration = {
+        "name": "random",
+        "threat": {"norm": "linf", "eps": 0.1},
+        "images": {"n": 4},
+        "suite": "random: …",
+        "draws": 2,
+        "settings": {"seed": 0},
+    }
+    right = {"clean": 1, "undefended, clean": 1, "undefended, PGD": 0, "oblivious, PGD": 0.5, "verdict": 1}
+    with RunStore(":memory:", configuration) as store:
+        store.add_images(dict.fromkeys(range(4), 0))
+        for name, share in right.items():
+            stage = store.stage(name, "oblivious" if "PGD" in name else "clean")
+            rows = [Trial(i, 0, draw, draw < 2 * share, 1.0, 0.1, 1) for i in range(4) for draw in range(2)]
+            store.add_batch(stage, 0, 0, rows, seconds=0.0, errors={3: "NaN"})
+        costs = {"wrapped": True, "code": None, "classifier_macs": 1, "purifier_macs": 1, "purifier_parameters": 0}
+        store.add_finding("costs", {**costs, "milliseconds": 1.0})
+        report = Report.of(store)
+    assert report.per_image["worst_share"].tolist() == [0.5, 0.5, 0.5, 0]
 
 
 def test_the_worst_picture_is_kept(tmp_path: Path) -> None:

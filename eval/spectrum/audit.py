@@ -108,7 +108,8 @@ def spectral_audit(
         quiet: no progress bar.
 
     Raises:
-        TypeError, ValueError: images or labels are not what they should be; no purifier; fewer than two natural images.
+        TypeError, ValueError: images or labels are not what they should be; no purifier, or one called "bare"; fewer than two
+            natural images.
 
     >>> from purify import load, load_classifier, load_dataset
     >>> digits = load_dataset("digits", "test").first(6).batch(slice(None))
@@ -119,14 +120,16 @@ def spectral_audit(
     >>> [exhibit.id for exhibit in audit.exhibits]
     ['gain', 'energy-pca', 'energy-dct', 'jacobian', 'fourier', 'margin-spectrum', 'band-pgd', 'lipschitz']
     """
-    settings = settings or AuditSettings.suited(images[0].numel())
     if not purifiers:
         raise ValueError("an audit needs at least one purifier")
+    if "bare" in purifiers:
+        raise ValueError('no purifier can be called "bare": so an audit calls the classifier alone; give it another name')
     check_images(images)
     check_images(natural, images.shape[1])
     check_labels(labels, images)
     if natural.shape[1:] != images.shape[1:]:
         raise ValueError(f"natural images are {tuple(natural.shape[1:])} and those to be attacked {tuple(images.shape[1:])}")
+    settings = settings or AuditSettings.suited(images[0].numel())
     images, labels, natural = images[: settings.images], labels[: settings.images], natural[: settings.natural]
     ground = Ground.of(classifier, natural, images, labels, threat, settings)
     subjects = make_subjects(classifier, purifiers, images[:2])
@@ -143,6 +146,12 @@ def spectral_audit(
                 found.append(measure(subject, ground, tick))
     bare, *others = found
     notes = [note for one in found for note in one.notes]
+    if ground.portion != "third":
+        sizes = [f"{band.size:,}" for band in ground.bands[1:4]]
+        notes.append(
+            f"the bands of high, middle and low natural variance have {sizes[0]}, {sizes[1]} and {sizes[2]} dimensions, the last "
+            "of them all that the others leave: their figures are not of equal dimension"
+        )
     short = len(natural) - 1
     if short < images[0].numel():
         notes.append(f"{len(natural)} natural images have variance along at most {short} of {images[0].numel()} directions")

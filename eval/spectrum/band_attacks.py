@@ -78,7 +78,8 @@ def smallest_norms(
     radius = smallest.clone()
     for k in range(steps):
         share = (1 + torch.cos(torch.tensor(torch.pi * k / steps)).item()) / 2
-        value, gradient = _climb(model, images + change, labels, bfloat16)
+        # the first in float32: an image whose margin is within bfloat16's rounding would be taken for broken by nothing
+        value, gradient = _climb(model, images + change, labels, bfloat16 and k > 0)
         gradient = torch.nan_to_num(band.project(gradient))
         slope, distance = _length(gradient), _length(change)
         broken = (value > 0) & (distance < smallest)
@@ -108,7 +109,7 @@ def _confirm(model: Model, images: Tensor, labels: Tensor, best: Tensor, smalles
 
     reach = torch.where(found, smallest, torch.zeros_like(smallest))
     high = torch.full_like(smallest, float("inf"))
-    for factor in (1.0, 1.01, 1.05, 1.2, 1.5):
+    for factor in (1.0, 1.01, 1.05, 1.2, 1.5, 2.0, 3.0, 5.0):
         trial = reach * factor
         high = torch.where(breaks(trial) & ~torch.isfinite(high), trial, high)
         if bool((torch.isfinite(high) | ~found).all()):

@@ -26,7 +26,7 @@ class EnergySpectrum:
     order: list[float]
     """Mean natural variance (PCA) or radial frequency (DCT) of each group."""
     before: list[float]
-    """Share of the perturbation's energy in the group, mean over images; sums to 1."""
+    """Share of the perturbation's energy in the group, over all images; sums to 1 where the basis leaves no direction out."""
     before_low: list[float]
     """95 % bootstrap interval over images, lower bound."""
     before_high: list[float]
@@ -34,6 +34,8 @@ class EnergySpectrum:
     """Energy that is left after purification, in the same units: 1 in all would be as much as before."""
     after_low: list[float]
     after_high: list[float]
+    left: float
+    """Energy that is left in all of image space, also in directions that the basis leaves out, in the same units."""
 
     @property
     def passed(self) -> list[float]:
@@ -55,10 +57,11 @@ def energy_spectrum(basis: Basis, claim: str, change: Tensor, left: Tensor) -> E
     whole = change.flatten(1).square().sum(1).double().numpy()
     before, after = (_grouped(basis.analyse(part), edges) for part in (change, left))
     order = np.add.reduceat(basis.order.numpy(), edges[:-1]) / np.diff(edges)
-    columns = []
-    for part in (before, after):
-        columns += [part.sum(0) / max(whole.sum(), 1e-30), *_interval(part, whole)]
-    return EnergySpectrum(basis.name, claim, order.tolist(), *(column.tolist() for column in columns))
+    total = max(float(whole.sum()), 1e-30)
+    rows = ((part.sum(0) / total, *_interval(part, whole)) for part in (before, after))
+    (b, b_low, b_high), (a, a_low, a_high) = ([column.tolist() for column in row] for row in rows)
+    everything = float(left.double().square().sum()) / total
+    return EnergySpectrum(basis.name, claim, order.tolist(), b, b_low, b_high, a, a_low, a_high, everything)
 
 
 def _grouped(coefficients: Tensor, edges: NDArray[np.int64]) -> NDArray[np.float64]:

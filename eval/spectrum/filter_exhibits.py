@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purify.eval.exhibit import COLOURS, INK, Cell, Exhibit, inline_svg
+from purify.eval.intervals import mean_interval
 from purify.eval.spectrum.gains import wiener_gain
 from purify.eval.spectrum.measure import Ground, Measured
 
@@ -102,7 +103,9 @@ def energy_exhibit(found: list[Measured], ground: Ground, basis: str) -> Exhibit
                 continue
             columns = (e.order, e.before, e.before_low, e.before_high, e.after, e.after_low, e.after_high, e.passed)
             rows += [(one.subject.name, e.claim, k, *row) for k, row in enumerate(zip(*columns, strict=True), start=1)]
-            said.append(f"{one.subject.name}, {e.claim}: {100 * sum(e.after):.0f} % of the energy is left")
+            partial = basis == "PCA" and len(ground.natural) < ground.natural.dimension
+            drawn = f", {100 * sum(e.after):.1f} % in the directions that are drawn" if partial else ""
+            said.append(f"{one.subject.name}, {e.claim}: {100 * e.left:.0f} % of the energy is left{drawn}")
     where = "principal direction" if basis == "PCA" else "frequency"
     return Exhibit(
         id=f"energy-{basis.lower()}",
@@ -238,6 +241,5 @@ def _square(down: list[int], across: list[int], values: list[float]) -> Any:
 
 
 def _mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    mean = float(np.mean(values))
-    half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return mean, mean - half, mean + half
+    mean, low, high = mean_interval(np.array(values, dtype=np.float64))
+    return float(mean), float(low), float(high)

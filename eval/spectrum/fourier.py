@@ -33,8 +33,8 @@ class FourierMap:
     """95 % Wilson interval, lower bound."""
     high: list[float]
     transfer: list[float]
-    """⟨P(x + vU) − P(x), U⟩ / v, the mean over images: the share of the wave that the purifier lets through. Empty without
-    one."""
+    """Σ ⟨P(x') − P(x), U⟩ / Σ ⟨x' − x, U⟩ over images, x' the clipped x + vU: the share of the wave that the purifier lets
+    through. Empty without one."""
 
 
 def fourier_direction(i: int, j: int, height: int, width: int, channels: int) -> Tensor:

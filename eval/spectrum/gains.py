@@ -10,6 +10,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from purify.eval.intervals import mean_interval
+
 __all__ = ["Correlation", "GainCurve", "fit_wiener", "wiener_gain"]
 
 _DRAWS = 1000
@@ -49,16 +51,15 @@ class GainCurve:
     def of(cls, basis: str, places: Tensor, variances: Tensor, gains: Tensor) -> GainCurve:
         """From places in the basis (k,), counted from 0, variances (k,) and gains (images, k)."""
         values, rows = variances.double().numpy(), gains.double().numpy()
-        mean = rows.mean(0)
-        half = 1.96 * rows.std(0, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.full_like(mean, np.nan)
+        mean, low, high = mean_interval(rows)
         noise = fit_wiener(values, mean)
         return cls(
             basis=basis,
             directions=(places + 1).tolist(),
             variances=values.tolist(),
             gains=mean.tolist(),
-            low=(mean - half).tolist(),
-            high=(mean + half).tolist(),
+            low=low.tolist(),
+            high=high.tolist(),
             correlation=_correlate(values, rows),
             noise=noise,
             wiener_error=float(np.sqrt(np.square(mean - wiener_gain(values, noise)).mean())),
@@ -82,16 +83,21 @@ def fit_wiener(variances: NDArray[np.float64], gains: NDArray[np.float64]) -> fl
     return float(np.exp(found.x))
 
 
+def _constant(gains: NDArray[np.float64]) -> bool:
+    """Whether they differ by no more than float32's rounding, whose ranks mean nothing."""
+    return bool(np.ptp(gains) <= 1e-5 * max(float(np.abs(gains).max()), 1e-4))
+
+
 def _correlate(variances: NDArray[np.float64], rows: NDArray[np.float64]) -> Correlation:
     """Spearman of variance with mean gain; the interval resamples images."""
     mean = rows.mean(0)
-    if np.ptp(mean) < 1e-9 or np.ptp(variances) < 1e-12:
+    if _constant(mean) or np.ptp(variances) < 1e-12:
         return Correlation(float("nan"), float("nan"), float("nan"))  # one of them is constant
     generator = np.random.default_rng(0)
     drawn = []
     for _ in range(_DRAWS if len(rows) > 1 else 0):
         again = rows[generator.integers(0, len(rows), len(rows))].mean(0)
-        if np.ptp(again) > 1e-9:
+        if not _constant(again):
             drawn.append(float(spearmanr(variances, again).statistic))
     low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (float("nan"), float("nan"))
     return Correlation(float(spearmanr(variances, mean).statistic), float(low), float(high))

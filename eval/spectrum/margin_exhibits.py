@@ -24,6 +24,7 @@ def margin_spectrum_exhibit(found: list[Measured], ground: Ground) -> Exhibit | 
     if not shown:
         return None
     names = [band.name for band in ground.bands]
+    equal = ground.portion == "third"
     sizes = {band.name: band.size for band in ground.bands}
 
     def paint(figure: Figure) -> None:
@@ -66,8 +67,9 @@ def margin_spectrum_exhibit(found: list[Measured], ground: Ground) -> Exhibit | 
         title="Margin spectrum",
         reading=(
             "The length of the smallest perturbation that breaks an image, when it may use all of image space or only one "
-            "third of the directions: by natural variance (PCA), or by frequency (DCT). The bands of a basis have equal "
-            "dimension. The claim predicts growth, against the bare classifier, in bands of low variance and high frequency; "
+            f"{ground.portion} of the directions: by natural variance (PCA), or by frequency (DCT). "
+            + ("The bands of a basis have equal dimension. " if equal else "PCA's differ in dimension (see the table). ")
+            + "The claim predicts growth, against the bare classifier, in bands of low variance and high frequency; "
             "its falsifier is that there is none in the others. Taken without the box [0, 1], as geometry of the decision."
         ),
         found="Against the bare classifier, image by image: " + ("; ".join(said) or "nothing to compare") + ".",
@@ -143,20 +145,21 @@ def lipschitz_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
     shown = [m for m in found if m.clean_slope is not None and m.norms]
     if not shown:
         return None
-    points = {}
+    points, left_out = {}, {}
     for one in shown:
         assert one.clean_slope is not None
         norms = one.norms["all"]
         kept = torch.isfinite(norms) & (one.clean_margin > 0) & (one.clean_slope > 0)
+        left_out[one.subject.name] = int(((one.clean_margin > 0) & ~kept).sum())
         points[one.subject.name] = [v[kept].double().cpu().numpy() for v in (one.clean_margin, one.clean_slope, norms)]
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
         largest = max((float(norm.max()) for _, _, norm in points.values() if len(norm)), default=1.0)
         for number, (name, (margins, slopes, norms)) in enumerate(points.items()):
-            axis.plot(margins / slopes, norms, ".", color=COLOURS[number % len(COLOURS)], label=name)
+            axis.plot(np.minimum(margins / slopes, 3 * largest), norms, ".", color=COLOURS[number % len(COLOURS)], label=name)
         axis.plot([0, largest], [0, largest], color=INK, linewidth=0.8, linestyle=":")
-        axis.set_xlim(0, 3 * largest)
+        axis.set_xlim(0, 3.05 * largest)
         axis.set_xlabel("margin / length of its gradient: first-order estimate (dotted: equality)")
         axis.set_ylabel("smallest norm found (L2)")
         axis.legend(frameon=False, fontsize=8)
@@ -164,14 +167,16 @@ def lipschitz_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
     rows: list[tuple[Cell, ...]] = []
     said = []
     for name, (margins, slopes, lengths) in points.items():
+        lacking = f", {left_out[name]} more without a gradient or a break" if left_out[name] else ""
         if len(lengths) < 3:
+            said.append(f"{name}: {len(lengths)} images{lacking}")
             continue
         rank = float(spearmanr(margins / slopes, lengths).statistic)
         ratio = paired_ratio(torch.from_numpy(lengths), torch.from_numpy(margins / slopes))
         rows += [(name, k, *row) for k, row in enumerate(zip(margins.tolist(), slopes.tolist(), lengths.tolist(), strict=True))]
         said.append(
             f"{name}: median margin {np.median(margins):.2f}, median slope {np.median(slopes):.2f}, norm over estimate "
-            f"{ratio}, Spearman {rank:+.2f}"
+            f"{ratio}, Spearman {rank:+.2f}{lacking}"
         )
     return Exhibit(
         id="lipschitz",
@@ -179,7 +184,8 @@ def lipschitz_exhibit(found: list[Measured], ground: Ground) -> Exhibit | None:
         reading=(
             "A wide margin protects only where the logits do not change fast: each dot is an image, its margin over the "
             "length of the margin's gradient against the smallest perturbation really found. On the dotted line the decision "
-            "is linear; dots far below it mean a gradient that hides how near the boundary is (masking)."
+            "is linear; dots far below it mean a gradient that hides how near the boundary is (masking); those at the right edge "
+            "lie beyond it."
         ),
         found="; ".join(said) + ".",
         columns=("purifier", "image", "margin", "slope", "smallest norm"),

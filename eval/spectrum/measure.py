@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -82,9 +82,10 @@ class AuditSettings:
         return cls(**{**(large if values > COMPLETED else {}), **given})
 
     def __post_init__(self) -> None:
-        for name in ("images", "jacobians", "natural", "directions", "attack_steps", "norm_steps", "band_images", "band_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (one.name for one in fields(self) if one.name != "seed"):
+            least = 2 if name == "frequencies" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,11 @@ class Ground:
         """All of image space, then thirds of the principal components, then thirds of the cosines."""
         everything = Band("all", self.cosines, 0, len(self.cosines))
         return [everything, *bands(self.natural), *bands(self.cosines)]
+
+    @property
+    def portion(self) -> str:
+        """What a band of the principal components is called in words."""
+        return "third" if len(self.natural) == self.natural.dimension else "band"
 
     @property
     def frequency_bands(self) -> list[Band]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +41,7 @@ class AuditCommand(WeightsOptions, DataOptions):
     norm: Literal["linf", "l2"] = "linf"
     """Of the attacks."""
     eps: float | None = None
-    """Radius of the attacks; default: that of the data set's table, else 8/255."""
+    """Radius of the attacks; default: that of the data set's table in this norm, else, in L∞, 8/255."""
     images: int | None = None
     """The first so many test images are attacked; default: 48, of large ones (above 4,096 values) 16."""
     natural: int | None = None
@@ -70,14 +71,12 @@ def audit(command: AuditCommand) -> int:
     if card.kind == "classifier":
         raise CheckpointError(f"{command.target} is a classifier; an audit is about a purifier in front of one")
     data, classifier = _before_what(command, card)
-    found = _measure(
-        command, command.target, data, classifier, command.norm, _usual_eps(data) if command.eps is None else command.eps
-    )
+    eps = _usual_eps(data, command.norm) if command.eps is None else command.eps
+    found = _measure(command, command.target, data, classifier, command.norm, eps)
     again = f"purify audit {shlex.quote(command.target)} --data {shlex.quote(data)} --classifier {shlex.quote(classifier)}"
     again += f" --norm {command.norm} --eps {found.threat.eps!r} --images {found.n} --seed {command.seed}"
-    again += f" --natural-data {shlex.quote(command.natural_data)}" if command.natural_data else ""
-    for option, value in (command.weighing() | command.reading()).items():
-        again += f" --{option} {shlex.join(map(str, value if isinstance(value, list) else [value]))}"
+    chosen = {"natural": command.natural, "natural-data": command.natural_data, "against": list(command.against)}
+    again += _options({name: value for name, value in chosen.items() if value} | command.weighing() | command.reading())
     folder = command.out / Path(command.target).stem
     written = found.save(folder)
     page = folder / "audit.html"
@@ -87,6 +86,12 @@ def audit(command: AuditCommand) -> int:
     print("\n".join(found.words()))
     print(f"wrote {', '.join(map(str, [page, *written]))}")
     return 0
+
+
+def _options(values: Mapping[str, Any]) -> str:
+    """As on the command line, a blank before each."""
+    words = ((name, value if isinstance(value, list) else [value]) for name, value in values.items())
+    return "".join(f" --{name} {shlex.join(map(str, value))}" for name, value in words)
 
 
 def _before_what(command: AuditCommand, card: Card) -> tuple[str, str]:
@@ -112,10 +117,13 @@ def _audit_theory(command: AuditCommand) -> int:
     from purify.eval.html import render_exhibits
     from purify.eval.theory.experiments import TheorySettings, run_theory
 
+    why = "--theory is about no purifier, and takes only --seed, --out, --quiet and what says where the pictures are"
+    _refuse(command, why, "target", "classifier", "norm", "eps", "images", "natural", "natural_data", "against")
+    _refuse(command, why, "weights", "mean", "std")
     names = (command.data,) if command.data else ("digits",)
     pictures = {name: command.load(name, "train") for name in names}
     exhibits, words = run_theory(pictures, TheorySettings(seed=command.seed), quiet=command.quiet)
-    again = f"purify audit --theory{f' --data {shlex.quote(command.data)}' if command.data else ''} --seed {command.seed}"
+    again = "purify audit --theory" + _options({"data": names[0], "seed": command.seed} | command.reading())
     folder = command.out / "theory"
     folder.mkdir(parents=True, exist_ok=True)
     written = {"theory.html": render_exhibits("Theory, executed", words, exhibits, again)}
@@ -135,15 +143,17 @@ def _audit_run(command: AuditCommand) -> int:
     from purify.eval.store import RunStore
     from purify.eval.trained import TRAINED
 
-    _refuse(command, "data", "classifier", "norm", "eps", "out")
+    why = "the audit of a run is of what that run says, and lies beside its report"
+    _refuse(command, why, "data", "classifier", "norm", "eps", "out")
     path = Path(command.target)
     with RunStore(path, None) as store:
+        Report.of(store)  # a run that is not finished has none for the audit to join: said before anything is measured
         about, threat = store.configuration["about"], store.configuration["threat"]
     if "weights" in about:
-        _refuse(command, "weights", "mean", "std")
+        _refuse(command, why, "weights", "mean", "std")
         command = command.weighed_as(about)
     if "options" in about:
-        _refuse(command, "size", "resize", "class_list")
+        _refuse(command, why, "size", "resize", "class_list")
         command = command.read_as(about["options"])
     purifier = about.get("purifier", "none").removesuffix(f", {Path(about.get('classifier', '')).stem}")
     if not {"data", "classifier"} <= about.keys() or purifier == "none":
@@ -163,11 +173,12 @@ def _audit_run(command: AuditCommand) -> int:
     return 0
 
 
-def _refuse(command: AuditCommand, *names: str) -> None:
-    """Raise a ValueError where one of these options was given."""
+def _refuse(command: AuditCommand, why: str, *names: str) -> None:
+    """Raise a ValueError that says why, where one of these options was given."""
     usual = {field.name: field.default for field in dataclasses.fields(command)}
-    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(command, name) != usual[name]]:
-        raise ValueError(f"{' and '.join(given)}: the audit of a run is of what that run says, and lies beside its report")
+    given = [name for name in names if getattr(command, name) != usual[name]]
+    if said := [command.target if name == "target" else f"--{name.replace('_', '-')}" for name in given]:
+        raise ValueError(f"{' and '.join(said)}: {why}")
 
 
 def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, norm: Any, eps: float) -> Audit:
@@ -199,7 +210,15 @@ def _measure(command: AuditCommand, purifier: str, data: str, classifier: str, n
     )
 
 
-def _usual_eps(data: str) -> float:
+def _usual_eps(data: str, norm: str) -> float:
+    """The radius of the first table of these data in this norm.
+
+    Raises:
+        ValueError: there is none, and the norm is not L∞, where 8/255 is usual.
+    """
     from purify.eval.tables import TABLES
 
-    return TABLES[data].threat.eps if data in TABLES else 8 / 255
+    radii = [spec.threat.eps for spec in TABLES.values() if spec.data == data and spec.threat.norm == norm]
+    if not radii and norm != "linf":
+        raise ValueError(f"no table of {data} says which radius is usual in {norm}: give --eps")
+    return radii[0] if radii else 8 / 255

@@ -21,8 +21,8 @@ class TablesCommand(WeightsOptions, DataOptions):
     those of a classifier and pictures of your own."""
 
     data: tuple[str, ...] = ()
-    """Tables by name; default: all of them (digits, mnist, mnist-0.3, cifar10, cifar10-l2). With --model one data set, such as
-    imagefolder:PATH."""
+    """Tables by name; default: all of them (digits, mnist, mnist-0.3, cifar10, cifar10-lossless, cifar10-l2). With --model one
+    data set, such as imagefolder:PATH."""
     model: str = ""
     """A classifier of your own: name of a torchvision one, or name or path of a checkpoint."""
     purifiers: tuple[str, ...] = ()
@@ -32,7 +32,8 @@ class TablesCommand(WeightsOptions, DataOptions):
     out: Path = Path("runs/tables")
     """Folder for tables (Markdown, JSON, one CSV row an image), figures, and one store a row: a stopped table goes on."""
     images: int | None = None
-    """How many test images; default: the table's own (all 450 digits, 500 of MNIST and CIFAR-10; 100 with --model)."""
+    """How many test images; default: the table's own (all 450 digits, 250 of cifar10-lossless, 500 of the others; 100 with
+    --model)."""
     suite: Literal["fast", "standard", "adaptive"] | None = None
     """Of adaptive attacks; default: adaptive."""
     checks: int | None = None
@@ -61,12 +62,12 @@ def tables(command: TablesCommand) -> int:
     from purify.eval.tables import TABLES, defence_table
     from purify.eval.trained import TRAINED
 
+    if command.epochs is not None and not command.variants:
+        raise ValueError("--epochs are those of the --variants")
     if command.model:
         return _own(command)
     if given := [f"--{name}" for name in ("weights", "mean", "std", "purifiers", "eps") if getattr(command, name)]:
         raise ValueError(f"{' and '.join(given)} are for a classifier of your own: name it with --model")
-    if command.epochs is not None and not command.variants:
-        raise ValueError("--epochs are those of the --variants")
     unknown = [name for name in command.data if name not in TABLES]
     if unknown:
         raise ValueError(
@@ -109,7 +110,7 @@ def _own(command: TablesCommand) -> int:
             "the shipped tables"
         )
     data, named = command.data[0], command.named(command.model)
-    about = command.weighing() | ({"options": command.reading()} if command.reading() else {})
+    about = {"classifier": command.model} | command.weighing() | ({"options": command.reading()} if command.reading() else {})
     for eps in command.eps or (1 / 255, 2 / 255, 4 / 255):
         spec = TableSpec(
             data=data,
@@ -124,7 +125,7 @@ def _own(command: TablesCommand) -> int:
             _adjusted(spec, command),
             load_split=lambda name, split: named.load(command, name, split),
             classifier=named.module,
-            about=about if command.weights else {},
+            about=about,
             stores=command.out / "stores",
             quiet=command.quiet,
         )
