@@ -333,8 +333,12 @@ class DenoisingSparseAutoencoder(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The configuration, as ``print(purifier)`` shows it."""
-        return ", ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(self.config).items())
+        """The configuration, as ``print(purifier)`` shows it; a ``low_pass`` of 1 is left out, since digests of models are made
+        of this, and runs older than it are to go on."""
+        shown = dataclasses.asdict(self.config)
+        if self.config.low_pass == 1:
+            del shown["low_pass"]
+        return ", ".join(f"{k}={v!r}" for k, v in shown.items())
 
     def _seen(self, images: Tensor) -> Tensor:
         """What the encoder is shown of the images: coarse enough, and padded to a multiple of the stride."""

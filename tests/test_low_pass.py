@@ -15,6 +15,7 @@ from scipy.ndimage import correlate1d
 import purify
 from purify import DenoisingSparseAutoencoder, DSAEConfig
 from purify.checkpoint import read_card, save
+from purify.fingerprint import fingerprint_model
 from purify.low_pass import low_pass
 from purify.training.catalogue import find_recipe
 from purify.training.recipes import PurifierRecipe
@@ -83,3 +84,9 @@ def test_gradients_pass() -> None:
     purifier.relaxed(images).square().sum().backward()
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
+
+
+def test_only_a_low_pass_changes_a_purifiers_digest() -> None:
+    """Runs that are older than the setting go on, those of another low pass do not."""
+    assert "low_pass" not in repr(purify.load("digits-dsae"))
+    assert fingerprint_model(purify.load("digits-dsae", low_pass=2)) != fingerprint_model(purify.load("digits-dsae"))

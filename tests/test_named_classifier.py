@@ -186,4 +186,4 @@ def test_a_table_of_weights_says_them(tmp_path: Path, weights: str, monkeypatch:
     command = ["tables", "--data", data, "--model", "squeezenet1_1", "--size", "24", "--eps", "0.1", "--out", str(tmp_path)]
     with pytest.raises(ZeroDivisionError):
         main([*command, "--weights", weights])
-    assert json.loads(json.dumps(said)) == [{"weights": weights, "options": {"size": "24"}}]
+    assert json.loads(json.dumps(said)) == [{"classifier": "squeezenet1_1", "weights": weights, "options": {"size": "24"}}]
