@@ -1,4 +1,4 @@
-"""Let only the coarse structure of an image through: what is finer cannot carry an attack."""
+"""Let only the coarse structure of an image through: an attack in what is finer is removed with it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def low_pass(images: Tensor, factor: float) -> Tensor:
     """What would be left of images that are shrunk ``factor`` times and enlarged again, without the grid of the small picture.
 
     A convolution with Lanczos' kernel sinc(t/f) · sinc(t/2f), |t| < 2f (Duchon 1979), along either axis, of sum 1; the border is
-    replicated. Frequencies below 1/(2f) of a period a pixel pass, higher ones do not.
+    replicated. Of a wave with 1/(2f) periods a pixel half passes, of much longer ones nearly all, of much shorter ones next to
+    nothing.
 
     Args:
         images: (N, C, H, W).
-        factor: f, at least 1, which leaves the images as they are.
+        factor: f, in pixels of the image to one of the small picture; 1 leaves the images as they are.
 
     Returns:
         (N, C, H, W); sharp edges overshoot by a few hundredths.
