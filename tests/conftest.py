@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ import purify
 from purify.attacks import FMN, PGD
 from purify.attacks.suite import SUITES, Entry
 from purify.commands import named_classifier
+from purify.cost import milliseconds_per_image
 from purify.data import ImageSet
 from purify.eval import curves, judge, tables
 from purify.normalization import NormalizedClassifier
@@ -29,6 +31,7 @@ hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("patient")
 
 evaluate = importlib.import_module("purify.eval.evaluate")  # `from purify.eval import evaluate` is the function
+gallery = importlib.import_module("purify.eval.gallery")
 ROOT = Path(__file__).resolve().parent.parent
 DATA = os.environ.get("PURIFY_DATA")  # as the tests began: some of them take it away
 
@@ -66,7 +69,9 @@ def shorten_attacks(patch: pytest.MonkeyPatch) -> None:
     """Attacks take few steps and ask little: for tests in which their verdicts do not matter."""
     patch.setattr(evaluate, "Examination", functools.partial(evaluate.Examination, queries=20))
     patch.setattr(judge, "FMN", functools.partial(FMN, steps=3))
-    patch.setattr(curves, "PGD", functools.partial(PGD, steps=3))
+    for module in (curves, gallery):
+        patch.setattr(module, "PGD", functools.partial(PGD, steps=3))
+    patch.setattr(evaluate, "milliseconds_per_image", functools.partial(milliseconds_per_image, repeats=2))
     for name in ("fast", "adaptive"):
         patch.setitem(SUITES, name, ("three steps", lambda threat, _: (Entry("PGD-3", PGD(threat, steps=3)),)))
 
@@ -75,6 +80,13 @@ def shorten_attacks(patch: pytest.MonkeyPatch) -> None:
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """See :func:`shorten_attacks`."""
     shorten_attacks(monkeypatch)
+
+
+@pytest.fixture
+def unsaved_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit's figures are painted, but neither laid out nor written, which would take longer than all else."""
+    monkeypatch.setattr(Figure, "tight_layout", lambda figure: None)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, buffer, **options: buffer.write("<svg ></svg>"))
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +120,9 @@ def purifier() -> purify.DenoisingSparseAutoencoder:
 
 
 @pytest.fixture(scope="session")
-def defended() -> purify.PurifiedClassifier:
-    """The shipped digits pair."""
-    return purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
+def defended(quick_victim: nn.Module) -> purify.PurifiedClassifier:
+    """The shipped purifier of digits before the quick classifier."""
+    return purify.wrap(quick_victim, "digits-dsae")
 
 
 @functools.cache

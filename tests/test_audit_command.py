@@ -7,6 +7,7 @@ import dataclasses
 import html
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,6 +18,7 @@ import purify
 from purify.attacks import ThreatModel
 from purify.checkpoint import read_card, save
 from purify.cli import main
+from purify.commands import audit
 from purify.commands.audit import _usual_eps
 from purify.eval.spectrum import Audit, AuditSettings
 from purify.eval.spectrum.claim import Verdict
@@ -124,12 +126,21 @@ def test_a_run_that_is_not_finished_is_not_audited(
     assert "is not finished (0 of 6 images begun)" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("quick_commands")
-def test_command_joins_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("quick_commands", "unsaved_figures")
+def test_command_joins_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     few = ["--images", "6", "--suite", "fast", "--checks", "0", "--norms", "0", "--quiet", "--out", str(tmp_path)]
     assert main(["evaluate", *few]) == 0
     store = tmp_path / "digits.digits-dsae.sqlite"
     assert "Spectral audit" not in store.with_suffix(".html").read_text(encoding="utf-8")
+    measured = []
+
+    def measure_once(*given: Any) -> Audit:
+        if not measured:
+            measured.append(measure(*given))
+        return measured[0]
+
+    measure = audit._measure
+    monkeypatch.setattr(audit, "_measure", measure_once)
     for _ in range(2):  # a second audit takes the place of the first
         assert main(["audit", str(store), "--images", "6", "--natural", "100", "--quiet"]) == 0
     assert store.with_suffix(".html").read_text(encoding="utf-8").count('id="margin-spectrum"') == 1

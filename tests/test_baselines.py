@@ -251,6 +251,7 @@ def test_what_does_not_fit_is_made_again() -> None:
     assert len(made) == 3
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_rows_before_another_classifier(tmp_path: Path) -> None:
     """Does what a purifier learnt before one classifier help another? Rows of their own say so; files bear the table's name."""
     torch.manual_seed(0)

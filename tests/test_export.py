@@ -262,7 +262,8 @@ def test_latency_table(small: PurifiedClassifier) -> None:
 # ---- the command
 
 
-def test_command(defended: PurifiedClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("quick_commands")
+def test_command(quick_victim: nn.Module, purifier: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "defended.pt2"
     command = ["export", "digits-dsae", "--model", "digits-shufflenet", "--format", "pt2", "--out", str(path)]
     assert main(command) == 0
@@ -271,7 +272,7 @@ def test_command(defended: PurifiedClassifier, tmp_path: Path, capsys: pytest.Ca
     assert first.endswith("images (N, 1, 8, 8) in [0, 1] to logits (N, 10)")
     assert second.startswith("parity with PyTorch: 8 random images, largest difference ")
     assert second.endswith("same class on 8 of 8")
-    x = torch.rand(4, *SHAPE)
+    x, defended = torch.rand(4, *SHAPE), purify.wrap(quick_victim, purifier)
     assert torch.allclose(load_program(path)(x), defended(x), atol=1e-4)
     assert main([*command[:-1], str(tmp_path / "defended.onnx")]) == 1
     assert capsys.readouterr().err == f"purify export: expected a file *.pt2, got {tmp_path / 'defended.onnx'}\n"

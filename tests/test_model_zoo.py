@@ -86,7 +86,8 @@ def test_wraps(name: str) -> None:
         defended.load_state_dict(state)
         assert close(defended(one), logits[:1])
     del program, defended, model, state
-    gc.collect()  # the largest have gigabytes, in cycles
+    if name not in SMALLEST:
+        gc.collect()  # the largest have gigabytes, in cycles
 
 
 def close(one: Tensor, other: Tensor) -> bool:

@@ -61,7 +61,7 @@ def test_the_shipped_purifier_undoes_a_part_of_a_weak_attack(pictures: tuple[Ten
     defended = purify.wrap(classifier, "imagenet-dsae")
     with torch.no_grad():
         right = classifier(x).argmax(1) == y
-        x, y = x[right][:16], y[right][:16]
+        x, y = x[right][:8], y[right][:8]
         attacked = PGD(ThreatModel("linf", 1 / 255), steps=5, early_stop=False)(classifier, x, y).adversarial
         assert accuracy(classifier, attacked, y) < 0.1
         assert accuracy(defended, x, y) > 0.8

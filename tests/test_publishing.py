@@ -54,7 +54,7 @@ def test_robustbench(defended: nn.Module, batch: Batch, short_autoattack: None) 
     """Its benchmark against native APGD of the same settings; their random starts may differ by two images of 40."""
     from purify.interop.robustbench import benchmark
 
-    threat, images, labels = ThreatModel("linf", 0.08), batch[0][:40], batch[1][:40]
+    threat, images, labels = ThreatModel("linf", 0.06), batch[0][:40], batch[1][:40]
     before = torch.get_rng_state()
     theirs = benchmark(defended, threat, batch, n_examples=40, batch_size=40)
     assert torch.equal(torch.get_rng_state(), before)

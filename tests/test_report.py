@@ -21,8 +21,7 @@ from purify.eval.html import render_html, reproduce, save_report, verdict_in_wor
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
-    defended = purify.wrap(purify.load_classifier("digits-shufflenet"), "digits-dsae")
+def report(defended: purify.PurifiedClassifier) -> Report:
     digits = purify.load_dataset("digits", "test").first(40)
     settings = Settings(suite="fast", norm_images=8, check_images=6, check_steps=3, random_draws=50, pictures=20)
     about = {"data": "digits", "split": "test", "classifier": "digits-shufflenet", "purifier": "digits-dsae"}

@@ -264,11 +264,13 @@ def test_or_the_last_one(tmp_path: Path) -> None:
 
 _TOGETHER = """
 import dataclasses, sys
-import torch
+import pytest, torch
 sys.path.insert(0, sys.argv[1])
+from conftest import classify_quickly
 from test_robust_training import READ, make
 from purify.training import distributed
 from purify.training.loop import train
+classify_quickly(pytest.MonkeyPatch())
 task, training = make(dataclasses.replace(READ, epochs=int(sys.argv[3])))
 train(task, task.recipe, training.first(300), sys.argv[2], quiet=True)
 assert distributed.world_size() == 2
@@ -276,6 +278,7 @@ torch.save(task.model.state_dict(), f"{sys.argv[2]}/weights.{distributed.rank()}
 """
 
 
+@pytest.mark.usefixtures("quick_commands")
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     """By ``torchrun``, gloo: 300 images in batches of 128, the last of them of odd size."""
     script = tmp_path / "together.py"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import quick_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 from torch import Tensor, nn
 
-from purify import load, load_classifier, load_dataset
+from purify import load, load_dataset
 from purify.attacks import ThreatModel
 from purify.eval.baselines import JPEG, GaussianFilter, GaussianNoise
 from purify.eval.spectrum import AuditSettings, spectral_audit
@@ -261,7 +262,7 @@ def test_no_norm_where_a_band_cannot_break_anything() -> None:
 
 def test_pgd_in_bands_falls_with_the_radius_and_says_what_leaked() -> None:
     digits = load_dataset("digits", "test").first(12).batch(slice(None))
-    classifier = load_classifier("digits-shufflenet")
+    classifier = quick_classifier()
     everything = Band("all", CosineBasis((1, 8, 8)), 0, 64)
     curve = band_accuracy(classifier, *digits, everything, [0.1, 0.4, 1.6, 6.4])
     assert all(a >= b for a, b in zip(curve.accuracy, curve.accuracy[1:], strict=False))
@@ -277,7 +278,7 @@ def test_pgd_in_bands_falls_with_the_radius_and_says_what_leaked() -> None:
 def test_fourier_waves_are_orthonormal_and_the_identity_passes_them() -> None:
     assert abs(float((fourier_direction(1, 0, 8, 8, 1) * fourier_direction(0, 1, 8, 8, 1)).sum())) < 1e-6
     images, labels = load_dataset("digits", "test").first(8).batch(slice(None))
-    found = fourier_map(load_classifier("digits-shufflenet"), nn.Identity(), images, labels, 0.5)
+    found = fourier_map(quick_classifier(), nn.Identity(), images, labels, 0.5)
     assert found.transfer == pytest.approx([1.0] * len(found.transfer), abs=1e-5)
     assert all(low <= error <= high for low, error, high in zip(found.low, found.error, found.high, strict=True))
     assert (found.down[0], found.across[0]) == (0, 0)
@@ -298,9 +299,10 @@ def digits() -> tuple[Tensor, Tensor]:
     return load_dataset("digits", "test").first(6).batch(slice(None))
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_audit_of_a_purifier_without_gradient_says_so_and_makes_the_rest(natural: Tensor, digits: tuple[Tensor, Tensor]) -> None:
     audit = spectral_audit(
-        load_classifier("digits-shufflenet"),
+        quick_classifier(),
         {"jpeg": JPEG()},
         natural,
         *digits,
@@ -313,6 +315,7 @@ def test_audit_of_a_purifier_without_gradient_says_so_and_makes_the_rest(natural
     assert audit.verdicts[0].adaptive == "not measurable"
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tuple[Tensor, Tensor], toy: nn.Module) -> None:
     with torch.no_grad():
         labels = toy(digits[0]).argmax(1)
@@ -331,6 +334,7 @@ def test_audit_of_a_random_purifier_averages_draws(natural: Tensor, digits: tupl
     assert [row[2] for row in gain.rows if row[1] == "PCA"] == list(range(1, 65))
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_audit_of_the_identity_does_not_support_the_claim(
     natural: Tensor, digits: tuple[Tensor, Tensor], quick_victim: nn.Module
 ) -> None:
@@ -347,6 +351,7 @@ def test_audit_of_the_identity_does_not_support_the_claim(
     assert (audit.verdicts[0].oblivious, audit.verdicts[0].adaptive) == ("not supported", "not supported")
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_audit_of_colour_images_of_odd_size_with_few_natural_ones() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -367,6 +372,7 @@ def test_audit_of_colour_images_of_odd_size_with_few_natural_ones() -> None:
     assert len(audit.exhibits) == 8
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_audit_of_large_images_takes_no_dense_jacobian() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -389,7 +395,7 @@ def test_audit_of_large_images_takes_no_dense_jacobian() -> None:
 
 
 def test_audit_rejects_what_it_cannot_compare(natural: Tensor, digits: tuple[Tensor, Tensor]) -> None:
-    classifier, threat = load_classifier("digits-shufflenet"), ThreatModel("linf", 0.15)
+    classifier, threat = quick_classifier(), ThreatModel("linf", 0.15)
     with pytest.raises(ValueError, match="at least one purifier"):
         spectral_audit(classifier, {}, natural, *digits, threat)
     with pytest.raises(ValueError, match="natural images are"):
@@ -405,7 +411,7 @@ def test_audit_rejects_what_it_cannot_compare(natural: Tensor, digits: tuple[Ten
 
 def test_matched_blur_costs_no_more_than_the_purifier() -> None:
     images, labels = load_dataset("digits", "val").batch(slice(None))
-    classifier = load_classifier("digits-shufflenet")
+    classifier = quick_classifier()
     gentle = matched_blur(classifier, nn.Identity(), images, labels)
     free = matched_blur(classifier, Linear(torch.zeros(64, 64)), images, labels)  # costs nearly everything
     assert gentle.sigma < free.sigma

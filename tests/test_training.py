@@ -410,8 +410,8 @@ def test_adversarial_training_makes_a_classifier_robust(tmp_path: Path) -> None:
     path = run(short("digits-robust", epochs=1, batch_size=32, attack_steps=2, eps=0.1, **sizes), tmp_path)
     card = read_card(path)
     assert purify.load_classifier(path)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    x, y = purify.load_dataset("digits", "test").first(100).batch(slice(None))
-    attack = PGD(ThreatModel("linf", 0.1), steps=10)
+    x, y = purify.load_dataset("digits", "test").first(60).batch(slice(None))
+    attack = PGD(ThreatModel("linf", 0.1), steps=5)
     stand = [float((~attack(model, x, y).success).float().mean()) for model in (purify.load_classifier(path), _bare())]
     assert stand[0] > stand[1] + 0.2
     assert card.figures["val_pgd"] > 0.3
