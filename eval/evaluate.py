@@ -221,6 +221,7 @@ def _judge(
     if draws == 1:
         _check_same_model(store, answers)
     bare = defended.undefended if isinstance(defended, PurifiedClassifier) else defended
+    batch_size, bare_batch_size = _batch_sizes(store, settings.batch_size, defended, bare, probe, shared)
     return Judge(
         model=defended,
         bare=bare,
@@ -228,7 +229,8 @@ def _judge(
         threat=threat,
         store=store,
         draws=draws,
-        batch_size=store.settled("batch size", settings.batch_size or min(_AT_MOST, batch_size_from_memory(defended, probe))),
+        batch_size=batch_size,
+        bare_batch_size=bare_batch_size,
         bfloat16=store.settled("bfloat16", draws == 1 and steps_in_bfloat16(settings.precision, defended, probe)),
         precision=_settled_precision(store, settings.precision, bare, probe),
         seed=settings.seed,
@@ -238,6 +240,21 @@ def _judge(
         device=probe.device,
         shared=shared,
     )
+
+
+def _batch_sizes(
+    store: RunStore, asked: int | None, defended: Model, bare: Model, probe: Tensor, shared: SharedAttacks
+) -> tuple[int, int]:
+    """Of the attacks on the defence, and of those on the bare classifier, which are the same whatever stands before it."""
+
+    def fitting(model: Model) -> int:
+        return asked or min(_AT_MOST, batch_size_from_memory(model, probe))
+
+    own = int(store.settled("batch size", fitting(defended)))
+    begun = len(store.labels()) > 0  # without the second size: by a version that had one for both
+    of_bare = own if begun else shared.batch_size or fitting(bare)
+    shared.batch_size = int(store.settled("batch size on the bare classifier", of_bare))
+    return own, shared.batch_size
 
 
 def _settled_precision(store: RunStore, asked: Precision, bare: Model, probe: Tensor) -> Precision:

@@ -49,6 +49,8 @@ class Judge:
     draws: int
     """Of a random defence, for each verdict."""
     batch_size: int
+    bare_batch_size: int
+    """Of the attacks on the bare classifier."""
     bfloat16: bool
     """Gradient steps under autocast."""
     precision: Precision
@@ -88,7 +90,7 @@ class Judge:
         for number, (name, attack) in enumerate(attacks.items()):
             bare = self.store.stage(f"undefended, {name}", "undefended", str(attack))
             own = self.store.stage(f"oblivious, {name}", "oblivious", str(attack))
-            for first, rows in self._batches(self._sound(), own.name):
+            for first, rows in self._batches(self._sound(), own.name, self.bare_batch_size):
                 if self.store.has_batch(own, 0, first):
                     continue
                 started = time.perf_counter()
@@ -261,8 +263,9 @@ class Judge:
         fallen |= self.store.fallen(stage, before=restart)
         return torch.tensor([i for i in self._sound().tolist() if i not in fallen], dtype=torch.int64)
 
-    def _batches(self, rows: Tensor, name: str) -> Iterator[tuple[int, Tensor]]:
-        pieces = [(start, rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+    def _batches(self, rows: Tensor, name: str, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        size = size or self.batch_size
+        pieces = [(start, rows[start : start + size]) for start in range(0, len(rows), size)]
         return self.progress.batches(pieces, len(rows), name)
 
     def load(self, rows: Tensor) -> tuple[Tensor, Tensor]:
