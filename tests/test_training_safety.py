@@ -134,3 +134,20 @@ def test_a_run_of_several_processes_goes_on_from_the_first_ones_folder(tmp_path:
     weights = [of["weight"] for name in found for _, of in found[name]]
     assert all(torch.equal(weights[0], other) for other in weights[1:])
     assert not (tmp_path / "broken" / "1" / "state.pt").exists()
+
+
+def test_one_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
+    """And what a killed one left half written is gone when the next begins."""
+    data = digits("train", 64)
+
+    class Meanwhile(Line):
+        def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            assert not list(tmp_path.glob("*.partial"))
+            with pytest.raises(ValueError, match="another training is writing to .*wait for it"):
+                train(Line(), LINE, data, tmp_path, quiet=True)
+            return super().loss(images, labels, generator)
+
+    for name in ("state.7.partial", "log.7.partial"):
+        (tmp_path / name).write_text("half", encoding="utf-8")
+    finished = train(Meanwhile(), LINE, data, tmp_path, quiet=True)
+    assert train(Line(), LINE, data, tmp_path, quiet=True) == finished  # free again

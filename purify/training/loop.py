@@ -6,11 +6,9 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,9 @@ from purify.fingerprint import fingerprint_images, fingerprint_model
 from purify.progress_bar import progress_bar
 from purify.training import distributed
 from purify.training.augmentation import augment
+from purify.training.interrupts import interrupts
 from purify.training.recipes import Recipe
+from purify.training.run_folder import held
 from purify.versions import library_versions
 
 __all__ = ["Task", "TrainingInterruptedError", "autocast", "train"]
@@ -100,17 +100,22 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         The path of the safetensors file.
 
     Raises:
-        ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures or classifiers.
+        ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures or classifiers; or
+            another run is writing there.
         FloatingPointError: the loss or its gradient is not finite; the last finished epoch is kept.
         TrainingInterruptedError: SIGINT.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     distributed.start()
-    run = _Run(task, recipe, folder, quiet, begun_with(task, data))
+    with held(folder):
+        return _train(_Run(task, recipe, folder, quiet, begun_with(task, data)), data)
+
+
+def _train(run: _Run, data: ImageSet) -> Path:
+    task, recipe = run.task, run.recipe
     run.resume()
     steps = _steps(len(data), recipe.batch_size)
-    with _interrupts() as interrupted, torch.random.fork_rng(devices=[]):
+    with interrupts() as interrupted, torch.random.fork_rng(devices=[]):
         while run.epoch < recipe.epochs:
             started, first = time.perf_counter(), run.batch
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed * 100_003 + run.epoch))
@@ -119,7 +124,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                 label=f"{recipe.name} {run.epoch + 1}/{recipe.epochs}",
                 unit="image",
                 initial=run.batch * recipe.batch_size,
-                quiet=quiet or not distributed.is_first(),
+                quiet=run.quiet or not distributed.is_first(),
             )
             task.model.train()
             while run.batch < steps:
@@ -138,7 +143,7 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
                     run.save()
                     raise TrainingInterruptedError(
                         f"stopped in epoch {run.epoch + 1} after {run.batch} of {steps} batches; "
-                        f"saved in {folder}; the same command goes on from here"
+                        f"saved in {run.folder}; the same command goes on from here"
                     )
             bar.close()
             run.finish_epoch(time.perf_counter() - started, max(len(data) - first * recipe.batch_size, 0))
@@ -371,25 +376,3 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for name, p in trained if p.ndim > 1 and "threshold" not in name], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if p.ndim <= 1 or "threshold" in name], "weight_decay": 0.0},
     ]
-
-
-@contextmanager
-def _interrupts() -> Iterator[Any]:
-    """Turn the first SIGINT into a flag; a second one interrupts at once. Only the main thread can listen."""
-    asked = False
-
-    def note(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
