@@ -16,6 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from purify.figure_text import read_literally
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -97,6 +99,7 @@ def inline_svg(paint: Callable[[Figure], None], size: Sequence[float] = (7.2, 3.
     with plt.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = plt.figure(figsize=(size[0], size[1]))
         paint(figure)
+        read_literally(figure)
         figure.tight_layout()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

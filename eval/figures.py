@@ -14,6 +14,7 @@ from PIL import Image
 
 from purify.eval.report import Report
 from purify.eval.tables import DefenceTable
+from purify.figure_text import read_literally
 
 matplotlib.use("Agg")  # files only: works without a screen
 import matplotlib.pyplot as plt
@@ -72,6 +73,7 @@ def draw_examples(table: DefenceTable, count: int = 8) -> Figure:
                 axis.set_title(f"{predicted} {'✓' if right else '✗'}", color="#15803d" if right else "#b91c1c", fontsize=9)
         axis_row[0].set_ylabel(title)
     figure.suptitle(f"{table.spec.title}: PGD on the bare classifier (oblivious), {table.spec.threat}, purified by {report.name}")
+    read_literally(figure)
     figure.tight_layout()
     return figure
 
@@ -112,6 +114,7 @@ def draw_margins(table: DefenceTable) -> Figure:
     axis.set_ylabel("images")
     axis.legend(frameon=False, fontsize=8)
     axis.set_title(f"{table.spec.title}: decision margins, {table.spec.threat}, n = {report.clean.n}")
+    read_literally(figure)
     return figure
 
 
@@ -145,6 +148,7 @@ def draw_curves(table: DefenceTable) -> Figure:
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.02))
     figure.suptitle(f"{table.spec.title}: accuracy against eps, n = {shown}", y=1.01)
+    read_literally(figure)
     return figure
 
 

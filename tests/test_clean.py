@@ -181,7 +181,7 @@ def test_a_photograph(tmp_path: Path, colour: str, capsys: pytest.CaptureFixture
 def test_report_and_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A digit, which the shipped purifier and classifier know."""
     x, labels = purify.load_dataset("digits", "test").first(1).batch(slice(None))
-    source, out = tmp_path / "digit.png", tmp_path / "out.png"
+    source, out = tmp_path / "$digit_$.png", tmp_path / "out.png"  # which matplotlib takes for mathematics, and refuses
     Image.fromarray((x[0, 0] * 255).round().byte().numpy()).save(source)
     assert main(["clean", str(source), "-o", str(out), "--report", "--model", "digits-shufflenet"]) == 0
     said = capsys.readouterr().out.splitlines()

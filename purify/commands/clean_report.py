@@ -13,6 +13,8 @@ from torch import Tensor
 matplotlib.use("Agg")  # files only: works without a screen
 import matplotlib.pyplot as plt
 
+from purify.figure_text import read_literally
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -61,6 +63,7 @@ def save_clean_report(
         said = "\n".join(f"{when}: {verdict}" for when, verdict in zip(("before", "after"), verdicts, strict=True))
         figure.text(0.01, 0.0, said, fontsize=8, va="top", wrap=True)
     figure.suptitle(title, fontsize=11)
+    read_literally(figure)
     figure.tight_layout()
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
