@@ -29,7 +29,7 @@ class SharedAttacks:
     def __init__(self, limit: int = 2**30) -> None:
         self.left = limit
         self.batch_size: int | None = None
-        """Images at once, as the first defence had them: a batch of another size is another batch."""
+        """Images at once, as the defence before had them: a batch of another size is another batch."""
         self._kept: dict[Hashable, AttackResult] = {}
 
     def get(self, key: Hashable, attack: Callable[[], AttackResult]) -> AttackResult:

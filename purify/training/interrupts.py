@@ -12,7 +12,7 @@ __all__ = ["interrupts"]
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether there was one. A second one interrupts at once. Only the main thread can listen.
+    """Gives a function that says whether SIGINT has come. A second one interrupts at once. Only the main thread can listen.
 
     >>> with interrupts() as interrupted:
     ...     before = interrupted()
