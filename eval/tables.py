@@ -117,6 +117,7 @@ TABLES: dict[str, TableSpec] = {
         data="imagefolder:cifar10-jpeg.zip",
         classifier="cifar10-resnet18",
         purifiers=("cifar10-dsae", "cifar10-dsae-robust"),
+        baselines=(*IN_EVERY_TABLE, "retrained"),
         other_classifiers=("cifar10-shufflenet",),
         threat=ThreatModel("linf", 8 / 255),
         images=500,
@@ -310,7 +311,7 @@ def _of_other_images(reports: Iterable[Report], test: ImageSet) -> list[str]:
 
 
 def _purifier(name: str, spec: TableSpec, load_split: Callable[[str, Split], ImageSet], quiet: bool) -> nn.Module | None:
-    """What stands in front of the classifier in a row, or, of ``robust``, in its place; None: nothing."""
+    """What stands in front of the classifier in a row, or, of ``robust`` and ``retrained``, in its place; None: nothing."""
     for path in spec.purifiers:
         if Path(path).stem == name:
             return load(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from purify.checkpoint import list_checkpoints, load_classifier, load_denoiser
+from purify.checkpoint import list_checkpoints, load_classifier, load_denoiser, read_card
 from purify.data import ImageSet, Split, cache_folder
 from purify.training.catalogue import find_recipe, list_recipes
 from purify.training.loop import begun_with, train
@@ -19,20 +19,21 @@ from purify.training.tasks import make_task
 
 __all__ = ["TRAINED", "trained_baseline", "trained_by", "trained_classifier"]
 
-TRAINED = ("linear", "dense", "dncnn", "magnet", "robust")
-"""Names for :func:`trained_baseline`; ``purify train mnist-dense`` trains one without a table. ``robust`` is no purifier but a
-classifier trained adversarially, with as many operations as purifier and classifier together: the upper reference."""
+TRAINED = ("linear", "dense", "dncnn", "magnet", "robust", "retrained")
+"""Names for :func:`trained_baseline`; ``purify train mnist-dense`` trains one without a table. The last two are no
+purifiers but classifiers trained adversarially: ``robust`` from the beginning, with as many operations as purifier and classifier
+together; ``retrained`` is the classifier itself, trained on against attacks."""
 
 
 def trained_baseline(name: str, data: str, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> nn.Module:
-    """A dense denoiser, or for ``robust`` a classifier, for a data set, by the recipe ``<data>-<name>``.
+    """A dense denoiser, or for ``robust`` and ``retrained`` a classifier, for a data set, by the recipe ``<data>-<name>``.
 
     Raises:
         ValueError: no such recipe.
     """
     recipe = find_recipe(f"{data}-{name}")
     path = recipe.name if recipe.name in list_checkpoints() else trained_by(recipe, training, validation, quiet=quiet)
-    return load_classifier(path) if name == "robust" else load_denoiser(path)
+    return load_classifier(path) if isinstance(recipe, ClassifierRecipe) else load_denoiser(path)
 
 
 def trained_classifier(name: str, load_split: Callable[[str, Split], ImageSet], *, quiet: bool = False) -> nn.Module:
@@ -56,13 +57,19 @@ def trained_classifier(name: str, load_split: Callable[[str, Split], ImageSet], 
 
 def trained_by(recipe: Recipe, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> Path:
     """The checkpoint that a recipe makes of these images, in the cache; trained if it is not there. Another recipe of that name,
-    other images or another classifier in front of which it learns make another one."""
+    other images, another classifier in front of which it learns or other weights to begin with make another one."""
     if isinstance(recipe, ClassifierRecipe) and not recipe.held_out:
         training = training.joined(validation)
     task = make_task(recipe, training, validation)
-    made_of = json.dumps([dataclasses.asdict(recipe), begun_with(task, training)], sort_keys=True)
+    made_of = json.dumps([dataclasses.asdict(recipe), begun_with(task, training), *_before(recipe)], sort_keys=True)
     folder = cache_folder() / "baselines" / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     path = folder / f"{recipe.name}.safetensors"
     if path.exists() and path.with_suffix(".json").exists():
         return path
     return train(task, recipe, training, folder, quiet=quiet)
+
+
+def _before(recipe: Recipe) -> list[str]:
+    """The digest of the weights that the recipe begins with, where it begins with any."""
+    warm_start = getattr(recipe, "warm_start", "")
+    return [read_card(warm_start).sha256] if warm_start else []

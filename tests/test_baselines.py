@@ -156,7 +156,7 @@ def test_bad_baselines() -> None:
         make_baseline("pca")
 
 
-@pytest.mark.parametrize("name", ["linear", "robust"])
+@pytest.mark.parametrize("name", ["linear", "robust", "retrained"])
 @pytest.mark.usefixtures("quick_commands")
 def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At their first use into the cache, from then on loaded; each gets a row of the full table."""
@@ -171,7 +171,7 @@ def test_trained_baselines_are_trained_once(name: str, tmp_path: Path, monkeypat
     second = defence_table(spec, quiet=True)
     assert weights.stat().st_mtime_ns == written
     assert [report.name for report in first.reports] == ["none", name]
-    assert bool(first.reports[1].recovered) == (name == "linear")  # the robust classifier has no purifier in front
+    assert bool(first.reports[1].recovered) == (name == "linear")  # a robust classifier has no purifier in front
     assert first.reports[1].adaptive == second.reports[1].adaptive
 
 
@@ -187,6 +187,21 @@ def test_another_recipe_of_the_same_name_is_trained_anew(tmp_path: Path, monkeyp
     first.with_suffix(".json").unlink()
     assert trained.trained_by(recipe, images, images, quiet=True) == first
     assert read_card(first).recipe["epochs"] == 1
+
+
+def test_other_weights_to_begin_with_make_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PURIFY_CACHE", str(tmp_path))
+    images = purify.load_dataset("digits", "val")
+    recipe = dataclasses.replace(find_recipe("digits-shufflenet"), name="first", epochs=1)  # type: ignore[call-arg]
+    first = trained.trained_by(recipe, images, images, quiet=True)
+    further = dataclasses.replace(
+        find_recipe("digits-retrained"), name="further", epochs=1, attack_steps=1, warm_start=str(first)
+    )  # type: ignore[call-arg]
+    before = trained.trained_by(further, images, images, quiet=True)
+    longer = trained.trained_by(dataclasses.replace(recipe, epochs=2), images, images, quiet=True)
+    for suffix in (".safetensors", ".json"):
+        first.with_suffix(suffix).write_bytes(longer.with_suffix(suffix).read_bytes())
+    assert trained.trained_by(further, images, images, quiet=True) != before
 
 
 def test_a_shipped_baseline_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

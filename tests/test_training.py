@@ -26,7 +26,7 @@ from purify.cost import count_macs
 from purify.denoisers import build_denoiser
 from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
-from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustRecipe
+from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustClassifierRecipe, RobustRecipe
 from purify.training.tasks import DenoisingTask, PurifierTask, make_task
 from purify.training.validation import accuracy, attack_in_parts
 
@@ -442,3 +442,13 @@ def test_a_denoising_purifier_may_begin_with_another() -> None:
     other = dataclasses.replace(recipe, architecture=dataclasses.replace(before.config, width=8))
     with pytest.raises(ValueError, match="recipe further: warm_start digits-dsae has another architecture"):
         make_task(other, training, validation)
+
+
+def test_a_classifier_that_is_trained_on_begins_as_it_was() -> None:
+    recipe, images = find_recipe("digits-retrained"), purify.load_dataset("digits", "val")
+    assert isinstance(recipe, RobustClassifierRecipe)
+    task, (x, _) = make_task(recipe, images, images), images.batch(slice(8))
+    torch.testing.assert_close(task.model.eval()(x), _bare()(x))
+    for other in ({"mean": (0.5,)}, {"architecture": dataclasses.replace(recipe.architecture, max_pool=True)}):
+        with pytest.raises(ValueError, match="warm_start digits-shufflenet has another architecture or normalisation"):
+            make_task(dataclasses.replace(recipe, **other), images, images)

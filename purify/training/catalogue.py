@@ -342,6 +342,19 @@ register(
 )
 
 
+def _register_retrained(classifier: str, robust: str, **changes: object) -> None:
+    """The classifier itself, trained on against attacks like ``robust``: what to compare with where it need not stay as it is."""
+    before, like = find_recipe(classifier), find_recipe(robust)
+    assert isinstance(before, ClassifierRecipe)
+    begun = {"name": f"{robust.removesuffix('-robust')}-retrained", "warm_start": classifier, "architecture": before.architecture}
+    register(dataclasses.replace(like, **{**begun, "mean": before.mean, "std": before.std, **changes}))  # type: ignore[arg-type]
+
+
+_register_retrained("digits-shufflenet", "digits-robust")
+_register_retrained("mnist-resnet18", "mnist-robust", epochs=3, eps=0.3, attack_steps=5, shift=0.0)
+_register_retrained("cifar10-resnet18", "cifar10-robust", epochs=6, learning_rate=0.05, growing=0.2)
+
+
 def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
     """The dense denoisers of a DSAE's size, trained as that is; MagNet's on noise alone, as by its authors."""
     dsae = find_recipe(like)

@@ -92,6 +92,8 @@ class RobustClassifierRecipe(ClassifierRecipe):
     """Of the attack on each batch; 1: N-FGSM (de Jorge et al. 2022), more: PGD."""
     growing: float = 0.4
     """Share of the run during which eps grows."""
+    warm_start: str = ""
+    """Name or path of a classifier of the same architecture and normalisation to begin with; empty: random weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

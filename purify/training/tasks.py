@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purify.architecture import build_classifier
 from purify.attacks import FGSM, PGD, ThreatModel
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import Card
 from purify.data import ImageSet
 from purify.denoisers import Denoiser, build_denoiser
-from purify.normalization import Normalize, NormalizedClassifier
+from purify.normalization import NormalizedClassifier
 from purify.training.attack import training_attack
 from purify.training.card import describe
 from purify.training.features import LastFeatures, feature_error
@@ -29,7 +28,7 @@ from purify.training.recipes import (
 )
 from purify.training.robust_task import RobustTask
 from purify.training.validation import VALIDATED, accuracy, attack_in_parts, part_size
-from purify.training.warm_start import first_weights
+from purify.training.warm_start import first_classifier, first_weights
 
 __all__ = ["ClassifierTask", "DenoiserTask", "DenoisingTask", "PurifierTask", "RobustClassifierTask", "make_task"]
 
@@ -72,9 +71,7 @@ class ClassifierTask(Task):
                 f"recipe {recipe.name}: architecture.classes is {recipe.architecture.classes}, but data set {training.name} has "
                 f"{len(training.classes)} classes"
             )
-        self.model: NormalizedClassifier = NormalizedClassifier(
-            build_classifier(recipe.architecture), Normalize(recipe.mean, recipe.std)
-        )
+        self.model: NormalizedClassifier = first_classifier(recipe)
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy with label smoothing."""

@@ -1,14 +1,16 @@
-"""What a DSAE begins its training with: random weights, or those of another."""
+"""What a training begins with: random weights, or those of another."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import DenoisingSparseAutoencoder
-from purify.checkpoint import load
-from purify.training.recipes import PurifierRecipe, RobustRecipe
+from purify.checkpoint import load, load_classifier, read_card
+from purify.normalization import Normalize, NormalizedClassifier
+from purify.training.recipes import ClassifierRecipe, PurifierRecipe, RobustClassifierRecipe, RobustRecipe
 
-__all__ = ["first_weights"]
+__all__ = ["first_classifier", "first_weights"]
 
 
 def first_weights(recipe: PurifierRecipe | RobustRecipe) -> DenoisingSparseAutoencoder:
@@ -28,3 +30,24 @@ def first_weights(recipe: PurifierRecipe | RobustRecipe) -> DenoisingSparseAutoe
             )
         purifier.load_state_dict(before.state_dict())
     return purifier
+
+
+def first_classifier(recipe: ClassifierRecipe) -> NormalizedClassifier:
+    """A new classifier of the recipe's architecture and normalisation, with the weights of its ``warm_start`` where it names one.
+
+    Raises:
+        ValueError: that one has another architecture or normalisation.
+        CheckpointError: it cannot be loaded, or is no classifier.
+    """
+    classifier = NormalizedClassifier(build_classifier(recipe.architecture), Normalize(recipe.mean, recipe.std))
+    if isinstance(recipe, RobustClassifierRecipe) and recipe.warm_start:
+        before, card = load_classifier(recipe.warm_start), read_card(recipe.warm_start)
+        blocks = tuple(card.architecture.get("blocks", ()))  # a list in JSON
+        theirs = (ClassifierConfig(**{**card.architecture, "blocks": blocks}), tuple(card.mean), tuple(card.std))
+        if theirs != (recipe.architecture, recipe.mean, recipe.std):
+            raise ValueError(
+                f"recipe {recipe.name}: warm_start {recipe.warm_start} has another architecture or normalisation: {theirs}, not "
+                f"{(recipe.architecture, recipe.mean, recipe.std)}"
+            )
+        classifier.load_state_dict(before.state_dict())
+    return classifier
