@@ -19,16 +19,15 @@ from conftest import classify_quickly
 from torch import Tensor, nn
 
 import purify
-from purify.attacks import FGSM, PGD, ThreatModel
+from purify.attacks import PGD, ThreatModel
 from purify.checkpoint import load_denoiser, read_card
 from purify.cli import main
 from purify.cost import count_macs
 from purify.denoisers import build_denoiser
 from purify.training.catalogue import find_recipe, list_recipes, register
 from purify.training.loop import TrainingInterruptedError, train
-from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustClassifierRecipe, RobustRecipe
+from purify.training.recipes import ClassifierRecipe, DenoiserRecipe, PurifierRecipe, Recipe, RobustRecipe
 from purify.training.tasks import DenoisingTask, PurifierTask, make_task
-from purify.training.validation import accuracy, attack_in_parts
 
 
 def short(name: str = "digits-dsae", **changes: object) -> Recipe:
@@ -273,41 +272,6 @@ def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
     assert sizes == [32]
 
 
-def test_large_pictures_are_validated_in_parts() -> None:
-    sizes = []
-
-    def model(images: Tensor) -> Tensor:
-        sizes.append(len(images))
-        return images.mean((2, 3))
-
-    images, labels = torch.rand(24, 3, 224, 224), torch.arange(24) % 3
-    whole = float((images.mean((2, 3)).argmax(1) == labels).float().mean())
-    assert accuracy(model, images, labels) == whole
-    assert sizes == [10, 10, 4]
-    attacked, broken = attack_in_parts(FGSM(ThreatModel("linf", 0.1)), model, images, labels)
-    assert attacked.shape == images.shape
-    assert torch.equal(broken, model(attacked).argmax(1) != labels)
-
-
-@pytest.mark.parametrize("name", ["digits-dsae", "digits-dsae-robust"])
-def test_no_pass_of_a_validation_takes_all_large_pictures_at_once(name: str) -> None:
-    pixels, labels = torch.randint(256, (12, 1, 224, 224), dtype=torch.uint8), torch.arange(12) % 2
-    images = purify.data.ImageSet("large", "val", pixels, labels, ("a", "b"))
-    small = purify.DSAEConfig(units=4, atom=8, stride=8, width=4, depth=1)
-    options = {"validation_steps": 1} if "robust" in name else {}
-    recipe = dataclasses.replace(find_recipe(name), architecture=small, warm_start="", **options)  # type: ignore[arg-type]
-    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval()
-    task = make_task(recipe, images, images, classifier)
-    if isinstance(task, DenoisingTask):
-        task.attacked = task.clean
-    sizes = []
-    for module in task.model.modules():
-        module.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    figures = task.validate(task.model.eval())
-    assert 0 <= figures["val_density"] <= 1
-    assert max(sizes) == 10
-
-
 @pytest.mark.parametrize("momentum", [True, False])
 def test_optimizers(momentum: bool) -> None:
     from purify.training.loop import _optimizer
@@ -431,24 +395,3 @@ def test_another_classifier_in_the_place_of_the_recipes(tmp_path: Path) -> None:
     grey = dataclasses.replace(photographs, architecture=dataclasses.replace(photographs.architecture, channels=1))
     with pytest.raises(ValueError, match="give it with --model squeezenet1_0 --weights FILE"):
         run(grey, tmp_path / "photographs")
-
-
-def test_a_denoising_purifier_may_begin_with_another() -> None:
-    training, validation = (purify.load_dataset("digits", split) for split in ("train", "val"))  # type: ignore[arg-type]
-    before = purify.load("digits-dsae")
-    recipe = dataclasses.replace(find_recipe("digits-dsae"), name="further", warm_start="digits-dsae")
-    model = make_task(recipe, training, validation).model
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
-    other = dataclasses.replace(recipe, architecture=dataclasses.replace(before.config, width=8))
-    with pytest.raises(ValueError, match="recipe further: warm_start digits-dsae has another architecture"):
-        make_task(other, training, validation)
-
-
-def test_a_classifier_that_is_trained_on_begins_as_it_was() -> None:
-    recipe, images = find_recipe("digits-retrained"), purify.load_dataset("digits", "val")
-    assert isinstance(recipe, RobustClassifierRecipe)
-    task, (x, _) = make_task(recipe, images, images), images.batch(slice(8))
-    torch.testing.assert_close(task.model.eval()(x), _bare()(x))
-    for other in ({"mean": (0.5,)}, {"architecture": dataclasses.replace(recipe.architecture, max_pool=True)}):
-        with pytest.raises(ValueError, match="warm_start digits-shufflenet has another architecture or normalisation"):
-            make_task(dataclasses.replace(recipe, **other), images, images)
