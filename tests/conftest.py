@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import multiprocessing
@@ -146,9 +147,10 @@ def quick_victim() -> nn.Module:
 
 
 def classify_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Commands, tables and trainings take the quick classifier in the place of the one that they name."""
+    """Commands, tables and trainings take a copy of the quick classifier in the place of the one that they name: what other tests
+    leave in it (gradients), and what these do to it, stays apart."""
     for module in (named_classifier, tables, frozen):
-        patch.setattr(module, "load_classifier", lambda _: NormalizedClassifier(quick_classifier()))
+        patch.setattr(module, "load_classifier", lambda _: NormalizedClassifier(copy.deepcopy(quick_classifier())))
 
 
 @pytest.fixture
