@@ -21,8 +21,8 @@ __all__ = ["TRAINED", "trained_baseline", "trained_by", "trained_classifier"]
 
 TRAINED = ("linear", "dense", "dncnn", "magnet", "robust", "retrained")
 """Names for :func:`trained_baseline`; ``purify train mnist-dense`` trains one without a table. The last two are no
-purifiers but classifiers trained adversarially: ``robust`` from the beginning, with as many operations as purifier and classifier
-together; ``retrained`` is the classifier itself, trained on against attacks."""
+purifiers but classifiers trained adversarially: ``robust`` has as many operations as purifier and classifier together;
+``retrained`` is the classifier itself, trained on against attacks."""
 
 
 def trained_baseline(name: str, data: str, training: ImageSet, validation: ImageSet, *, quiet: bool = False) -> nn.Module:

@@ -6,11 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock
 
 import purify
 from purify.training.catalogue import find_recipe
 from purify.training.recipes import RobustClassifierRecipe
 from purify.training.tasks import make_task
+from purify.training.warm_start import first_classifier
 
 
 def test_a_denoising_purifier_may_begin_with_another() -> None:
@@ -32,3 +34,17 @@ def test_a_classifier_that_is_trained_on_begins_as_it_was() -> None:
     for other in ({"mean": (0.5,)}, {"architecture": dataclasses.replace(recipe.architecture, max_pool=True)}):
         with pytest.raises(ValueError, match="warm_start digits-shufflenet has another architecture or normalisation"):
             make_task(dataclasses.replace(recipe, **other), images, images)
+
+
+def test_a_deeper_classifier_begins_with_what_the_other_computes_and_learns_from_there() -> None:
+    recipe = find_recipe("cifar10-robust")
+    assert isinstance(recipe, RobustClassifierRecipe)
+    before, deeper = purify.load_classifier(recipe.warm_start), first_classifier(recipe)
+    assert len(list(deeper.parameters())) == len(list(before.parameters())) + 3 * 6
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(deeper.eval()(x), before(x))
+    deeper(x).square().sum().backward()
+    assert all(block.bn2.weight.grad.any() for block in deeper.modules() if isinstance(block, BasicBlock))
+    shallower = dataclasses.replace(recipe.architecture, blocks=(2, 1, 3, 3))
+    with pytest.raises(ValueError, match="warm_start cifar10-resnet18 has another architecture"):
+        first_classifier(dataclasses.replace(recipe, architecture=shallower))

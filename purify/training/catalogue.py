@@ -325,19 +325,20 @@ register(
     RobustClassifierRecipe(
         name="cifar10-robust",
         dataset="imagefolder:cifar10-jpeg.zip",
-        architecture=ClassifierConfig(model="resnet18", small_stem=True, max_pool=False, blocks=(2, 3, 3, 3)),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        epochs=15,
+        architecture=dataclasses.replace(_CIFAR10_RESNET18.architecture, blocks=(2, 3, 3, 3)),
+        mean=_CIFAR10_RESNET18.mean,
+        std=_CIFAR10_RESNET18.std,
+        epochs=8,
         batch_size=128,
         optimizer="sgd",
-        learning_rate=0.1,
+        learning_rate=0.05,
         weight_decay=5e-4,
         crop=4,
         flip=True,
         eps=8 / 255,
         attack_steps=1,
-        growing=0.1,
+        growing=0.2,
+        warm_start="cifar10-resnet18",
     )
 )
 
@@ -352,7 +353,7 @@ def _register_retrained(classifier: str, robust: str, **changes: object) -> None
 
 _register_retrained("digits-shufflenet", "digits-robust")
 _register_retrained("mnist-resnet18", "mnist-robust", epochs=3, eps=0.3, attack_steps=5, shift=0.0)
-_register_retrained("cifar10-resnet18", "cifar10-robust", epochs=6, learning_rate=0.05, growing=0.2)
+_register_retrained("cifar10-resnet18", "cifar10-robust", epochs=6)
 
 
 def _register_dense(like: str, dncnn: tuple[int, int]) -> None:

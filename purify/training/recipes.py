@@ -93,7 +93,8 @@ class RobustClassifierRecipe(ClassifierRecipe):
     growing: float = 0.4
     """Share of the run during which eps grows."""
     warm_start: str = ""
-    """Name or path of a classifier of the same architecture and normalisation to begin with; empty: random weights."""
+    """Name or path of a classifier of the same architecture and normalisation to begin with; empty: random weights. A resnet18
+    may have further blocks, which begin as the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

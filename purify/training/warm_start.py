@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
 from purify.architecture import ClassifierConfig, build_classifier
 from purify.autoencoder import DenoisingSparseAutoencoder
 from purify.checkpoint import load, load_classifier, read_card
@@ -35,6 +38,9 @@ def first_weights(recipe: PurifierRecipe | RobustRecipe) -> DenoisingSparseAutoe
 def first_classifier(recipe: ClassifierRecipe) -> NormalizedClassifier:
     """A new classifier of the recipe's architecture and normalisation, with the weights of its ``warm_start`` where it names one.
 
+    A ``resnet18`` may have more residual blocks than that: the further ones begin as the identity (the last normalisation of each
+    multiplies by zero; Goyal et al. 2017, section 5.1), so that the deeper network computes what the other did.
+
     Raises:
         ValueError: that one has another architecture or normalisation.
         CheckpointError: it cannot be loaded, or is no classifier.
@@ -44,10 +50,21 @@ def first_classifier(recipe: ClassifierRecipe) -> NormalizedClassifier:
         before, card = load_classifier(recipe.warm_start), read_card(recipe.warm_start)
         blocks = tuple(card.architecture.get("blocks", ()))  # a list in JSON
         theirs = (ClassifierConfig(**{**card.architecture, "blocks": blocks}), tuple(card.mean), tuple(card.std))
-        if theirs != (recipe.architecture, recipe.mean, recipe.std):
+        ours = (recipe.architecture, recipe.mean, recipe.std)
+        if theirs[1:] != ours[1:] or not _as_deep(recipe.architecture, theirs[0]):
             raise ValueError(
                 f"recipe {recipe.name}: warm_start {recipe.warm_start} has another architecture or normalisation: {theirs}, not "
-                f"{(recipe.architecture, recipe.mean, recipe.std)}"
+                f"{ours}"
             )
-        classifier.load_state_dict(before.state_dict())
+        known = before.state_dict()
+        for name, block in classifier.named_modules():
+            if isinstance(block, BasicBlock) and f"{name}.bn2.weight" not in known:
+                nn.init.zeros_(block.bn2.weight)
+        classifier.load_state_dict({**classifier.state_dict(), **known})
     return classifier
+
+
+def _as_deep(config: ClassifierConfig, before: ClassifierConfig) -> bool:
+    """Whether a network is another, perhaps with further residual blocks."""
+    pairs = zip(config.blocks or (2, 2, 2, 2), before.blocks or (2, 2, 2, 2), strict=True)
+    return replace(config, blocks=before.blocks) == before and all(ours >= theirs for ours, theirs in pairs)
