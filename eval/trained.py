@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from purify.checkpoint import list_checkpoints, load_classifier, load_denoiser, read_card
+from purify.checkpoint import list_checkpoints, load_classifier, load_denoiser
 from purify.data import ImageSet, Split, cache_folder
 from purify.training.catalogue import find_recipe, list_recipes
 from purify.training.loop import begun_with, train
@@ -61,15 +61,9 @@ def trained_by(recipe: Recipe, training: ImageSet, validation: ImageSet, *, quie
     if isinstance(recipe, ClassifierRecipe) and not recipe.held_out:
         training = training.joined(validation)
     task = make_task(recipe, training, validation)
-    made_of = json.dumps([dataclasses.asdict(recipe), begun_with(task, training), *_before(recipe)], sort_keys=True)
+    made_of = json.dumps([dataclasses.asdict(recipe), begun_with(task, recipe, training)], sort_keys=True)
     folder = cache_folder() / "baselines" / f"{recipe.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
     path = folder / f"{recipe.name}.safetensors"
     if path.exists() and path.with_suffix(".json").exists():
         return path
     return train(task, recipe, training, folder, quiet=quiet)
-
-
-def _before(recipe: Recipe) -> list[str]:
-    """The digest of the weights that the recipe begins with, where it begins with any."""
-    warm_start = getattr(recipe, "warm_start", "")
-    return [read_card(warm_start).sha256] if warm_start else []

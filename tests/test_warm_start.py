@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models.resnet import BasicBlock
 
 import purify
+from purify.checkpoint import read_card, save
 from purify.training.catalogue import find_recipe
+from purify.training.loop import train
 from purify.training.recipes import RobustClassifierRecipe
 from purify.training.tasks import make_task
 from purify.training.warm_start import first_classifier
@@ -48,3 +51,16 @@ def test_a_deeper_classifier_begins_with_what_the_other_computes_and_learns_from
     shallower = dataclasses.replace(recipe.architecture, blocks=(2, 1, 3, 3))
     with pytest.raises(ValueError, match="warm_start cifar10-resnet18 has another architecture"):
         first_classifier(dataclasses.replace(recipe, architecture=shallower))
+
+
+def test_a_run_goes_on_only_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    images, first = purify.load_dataset("digits", "val").first(40), tmp_path / "first.safetensors"
+    classifier, card = purify.load_classifier("digits-shufflenet"), read_card("digits-shufflenet")
+    save(classifier, card, first)
+    recipe = dataclasses.replace(find_recipe("digits-retrained"), epochs=1, attack_steps=1, warm_start=str(first))  # type: ignore[call-arg]
+    train(make_task(recipe, images, images), recipe, images, tmp_path / "run", quiet=True)
+    train(make_task(recipe, images, images), recipe, images, tmp_path / "run", quiet=True)  # as it is
+    next(classifier.parameters()).data.mul_(1.01)
+    save(classifier, card, first)
+    with pytest.raises(ValueError, match=r"holds a run with other weights of the warm start; give another folder"):
+        train(make_task(recipe, images, images), recipe, images, tmp_path / "run", quiet=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from purify.checkpoint import Card, save
+from purify.checkpoint import Card, read_card, save
 from purify.data import ImageSet
 from purify.fingerprint import fingerprint_images, fingerprint_model
 from purify.progress_bar import progress_bar
@@ -100,15 +100,15 @@ def train(task: Task, recipe: Recipe, data: ImageSet, folder: str | Path, *, qui
         The path of the safetensors file.
 
     Raises:
-        ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures or classifiers; or
-            another run is writing there.
+        ValueError: ``folder`` holds a run with other settings (the message shows the difference), pictures, classifiers or
+            weights of a warm start; or another run is writing there.
         FloatingPointError: the loss or its gradient is not finite; the last finished epoch is kept.
         TrainingInterruptedError: SIGINT.
     """
     folder = Path(folder)
     distributed.start()
     with held(folder):
-        return _train(_Run(task, recipe, folder, quiet, begun_with(task, data)), data)
+        return _train(_Run(task, recipe, folder, quiet, begun_with(task, recipe, data)), data)
 
 
 def _train(run: _Run, data: ImageSet) -> Path:
@@ -150,11 +150,13 @@ def _train(run: _Run, data: ImageSet) -> Path:
     return run.export()
 
 
-def begun_with(task: Task, data: ImageSet) -> dict[str, str]:
-    """What a run depends on beside its recipe: digests of the training images and of the frozen classifiers."""
+def begun_with(task: Task, recipe: Recipe, data: ImageSet) -> dict[str, str]:
+    """What a run depends on beside its recipe: digests of training images, frozen classifiers and the weights of a warm start."""
+    warm_start = getattr(recipe, "warm_start", "")
     return {
         "training images": f"{len(data)} {fingerprint_images(data, at_most=_LOOKED_AT)}",
         "classifiers": " ".join(map(fingerprint_model, task.classifiers)),
+        **({"weights of the warm start": read_card(warm_start).sha256} if warm_start else {}),
     }
 
 
@@ -288,11 +290,11 @@ class _Run:
             return
         before = json.loads(state["recipe"])
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
-        if others := [name for name, digest in state.get("begun_with", {}).items() if self.begun_with[name] != digest]:
-            raise ValueError(f"{self.folder} holds a run with other {' and other '.join(others)}; give another folder (--out)")
         if before != now:
             changed = [f"{k}: {before.get(k)} there, {now.get(k)} here" for k in {**before, **now} if before.get(k) != now.get(k)]
             raise ValueError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}); give another --out")
+        if others := [name for name, digest in state.get("begun_with", {}).items() if self.begun_with[name] != digest]:
+            raise ValueError(f"{self.folder} holds a run with other {' and other '.join(others)}; give another folder (--out)")
         self.epoch, self.batch, self.total_steps = state["position"]
         self.task.share_done = state.get("share_done", 0.0)
         self.seconds, self.history, self.best = state["seconds"], state["history"], state.get("best")
