@@ -316,9 +316,12 @@ register(
         architecture=ClassifierConfig(model="resnet18", channels=1, small_stem=True, blocks=(2, 3, 3, 3)),
         mean=(0.1307,),
         std=(0.3081,),
-        epochs=6,
-        shift=2.0,
-        eps=0.2,
+        epochs=3,
+        batch_size=128,
+        eps=0.3,
+        attack_steps=5,
+        growing=0.3,
+        warm_start="mnist-resnet18",
     )
 )
 register(
@@ -352,7 +355,7 @@ def _register_retrained(classifier: str, robust: str, **changes: object) -> None
 
 
 _register_retrained("digits-shufflenet", "digits-robust")
-_register_retrained("mnist-resnet18", "mnist-robust", epochs=3, eps=0.3, attack_steps=5, shift=0.0)
+_register_retrained("mnist-resnet18", "mnist-robust")
 _register_retrained("cifar10-resnet18", "cifar10-robust", epochs=6)
 
 
