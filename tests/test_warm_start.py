@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock
 
 import purify
 from purify.checkpoint import read_card, save
+from purify.cost import count_macs
 from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import RobustClassifierRecipe
@@ -51,6 +52,14 @@ def test_a_deeper_classifier_begins_with_what_the_other_computes_and_learns_from
     shallower = dataclasses.replace(recipe.architecture, blocks=(2, 1, 3, 3))
     with pytest.raises(ValueError, match="warm_start cifar10-resnet18 has another architecture"):
         first_classifier(dataclasses.replace(recipe, architecture=shallower))
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_the_deeper_classifier_has_as_many_operations_as_purifier_and_classifier(data: str) -> None:
+    recipe, purifier, card = find_recipe(f"{data}-robust"), purify.load(f"{data}-dsae-robust"), read_card(f"{data}-dsae-robust")
+    assert isinstance(recipe, RobustClassifierRecipe)
+    both = count_macs(purifier, card.image_shape) + count_macs(purify.load_classifier(recipe.warm_start), card.image_shape)
+    assert count_macs(first_classifier(recipe).eval(), card.image_shape) == pytest.approx(both, rel=0.02)
 
 
 def test_a_run_goes_on_only_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
