@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import logging
 import shutil
-import sys
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 import purify
 from purify import image_folder
-from purify.attacks import PGD, ThreatModel
-from purify.attacks.suite import SUITES, Entry
 from purify.data import _FOLDER_SHARES, DataNotFoundError, split_indices
-from purify.eval import Settings, evaluate
 from purify.picture import read_picture
 
 
@@ -169,46 +161,6 @@ def test_resize_before_the_crop(tmp_path: Path) -> None:
     assert (ours[0, 0] * 255 - torch.from_numpy(np.asarray(theirs)[..., 0].copy())).abs().max() <= 1.5
     with pytest.raises(ValueError, match="resize of at least that, got size 20, resize 10"):
         purify.load_dataset(name, "train", size=20, resize=10)
-
-
-class _Watched(nn.Module):
-    """Two classes, and the most memory that no file stood behind while it was asked, in kB."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 2))
-        self.peak = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc else keeps what is freed, by chance more or less of it
-        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-        self.peak = max(self.peak, int(held.split()[1]))
-        logits: Tensor = self.inner(x)
-        return logits
-
-
-def _peak_memory(folder: Path, store: Path) -> tuple[int, int]:
-    """How many pictures were evaluated, and the most memory that it took in kB; for a process of its own."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    test = purify.load_dataset(f"imagefolder:{folder}", "test")
-    SUITES["fast"] = "one step", lambda threat, _: (Entry("PGD-1", PGD(threat, steps=1)),)
-    few = Settings(suite="fast", oblivious_steps=1, norm_images=0, check_images=0, pictures=0, batch_size=10)
-    model = _Watched().eval()
-    evaluate(model, test, None, ThreatModel("linf", 0.01), settings=few, store=store, quiet=True)
-    return len(test), model.peak
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_folder_is_evaluated_in_memory_that_does_not_grow(tmp_path: Path, processes: ForkServerContext) -> None:
-    """Pictures of 224 × 224: 100 more of them are 15 MB as bytes, and 60 MB as floats. (Some stages hold 100 at once.)"""
-    peaks = {}
-    for n in (100, 200):
-        folder = make_folder(tmp_path / str(n), parts=("test",), per_class=n // 2, size=(224, 224))
-        with ProcessPoolExecutor(1, processes) as alone:
-            count, peaks[n] = alone.submit(_peak_memory, folder, tmp_path / f"{n}.sqlite").result()
-        assert count == n
-    assert peaks[200] - peaks[100] < 7_000, peaks
 
 
 def test_parts_and_class_list(tmp_path: Path) -> None:
