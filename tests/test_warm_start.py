@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models.resnet import BasicBlock
+from conftest import accuracy
+from torch.nn.functional import cross_entropy
 
 import purify
 from purify.checkpoint import read_card, save
 from purify.cost import count_macs
+from purify.data import ImageSet
 from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import RobustClassifierRecipe
@@ -40,15 +42,30 @@ def test_a_classifier_that_is_trained_on_begins_as_it_was() -> None:
             make_task(dataclasses.replace(recipe, **other), images, images)
 
 
-def test_a_deeper_classifier_begins_with_what_the_other_computes_and_learns_from_there() -> None:
+def test_a_deeper_classifier_begins_with_copies_that_learn_like_the_blocks_before_them() -> None:
     recipe = find_recipe("cifar10-robust")
     assert isinstance(recipe, RobustClassifierRecipe)
     before, deeper = purify.load_classifier(recipe.warm_start), first_classifier(recipe)
     assert len(list(deeper.parameters())) == len(list(before.parameters())) + 3 * 6
-    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(deeper.eval()(x), before(x))
-    deeper(x).square().sum().backward()
-    assert all(block.bn2.weight.grad.any() for block in deeper.modules() if isinstance(block, BasicBlock))
+    x, labels = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    cross_entropy(deeper(x), labels).backward()
+    for number in (2, 3, 4):
+        _, copied, copy = deeper.model.get_submodule(f"layer{number}")  # type: ignore[misc]
+        torch.testing.assert_close(copy.conv1.weight, copied.conv1.weight)
+        torch.testing.assert_close(copy.bn2.weight, 0.5 * copied.bn2.weight)
+        assert copy.conv1.weight.grad.norm() > 0.1 * copied.conv1.weight.grad.norm()
+
+
+def test_a_deeper_classifier_reads_nearly_as_the_other(mnist_test: ImageSet) -> None:
+    recipe = find_recipe("mnist-robust")
+    assert isinstance(recipe, RobustClassifierRecipe)
+    x, labels = mnist_test.first(200).batch(slice(None))
+    assert accuracy(first_classifier(recipe).eval(), x, labels) > 0.95
+
+
+def test_a_classifier_is_not_made_shallower_by_a_warm_start() -> None:
+    recipe = find_recipe("cifar10-robust")
+    assert isinstance(recipe, RobustClassifierRecipe)
     shallower = dataclasses.replace(recipe.architecture, blocks=(2, 1, 3, 3))
     with pytest.raises(ValueError, match="warm_start cifar10-resnet18 has another architecture"):
         first_classifier(dataclasses.replace(recipe, architecture=shallower))

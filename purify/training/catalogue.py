@@ -331,7 +331,7 @@ register(
         architecture=dataclasses.replace(_CIFAR10_RESNET18.architecture, blocks=(2, 3, 3, 3)),
         mean=_CIFAR10_RESNET18.mean,
         std=_CIFAR10_RESNET18.std,
-        epochs=8,
+        epochs=6,
         batch_size=128,
         optimizer="sgd",
         learning_rate=0.05,

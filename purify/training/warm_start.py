@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from purify.architecture import ClassifierConfig, build_classifier
@@ -38,8 +37,9 @@ def first_weights(recipe: PurifierRecipe | RobustRecipe) -> DenoisingSparseAutoe
 def first_classifier(recipe: ClassifierRecipe) -> NormalizedClassifier:
     """A new classifier of the recipe's architecture and normalisation, with the weights of its ``warm_start`` where it names one.
 
-    A ``resnet18`` may have more residual blocks than that: the further ones begin as the identity (the last normalisation of each
-    multiplies by zero; Goyal et al. 2017, section 5.1), so that the deeper network computes what the other did.
+    A ``resnet18`` may have more residual blocks than that. Each further one begins as a copy of the block before it, half as
+    strong (stacking, Gong et al. 2019): the deeper network reads images nearly as the other did, and all of it learns at once.
+    Blocks that began as the identity (a last normalisation of zero) were that still after three epochs.
 
     Raises:
         ValueError: that one has another architecture or normalisation.
@@ -56,15 +56,18 @@ def first_classifier(recipe: ClassifierRecipe) -> NormalizedClassifier:
                 f"recipe {recipe.name}: warm_start {recipe.warm_start} has another architecture or normalisation: {theirs}, not "
                 f"{ours}"
             )
-        known = before.state_dict()
+        weights = before.state_dict()
         for name, block in classifier.named_modules():
-            if isinstance(block, BasicBlock) and f"{name}.bn2.weight" not in known:
-                nn.init.zeros_(block.bn2.weight)
-        classifier.load_state_dict({**classifier.state_dict(), **known})
+            if isinstance(block, BasicBlock) and f"{name}.bn2.weight" not in weights:
+                stage, _, number = name.rpartition(".")
+                for key in block.state_dict():
+                    strength = 0.5 if key in ("bn2.weight", "bn2.bias") else 1
+                    weights[f"{name}.{key}"] = weights[f"{stage}.{int(number) - 1}.{key}"] * strength
+        classifier.load_state_dict(weights)
     return classifier
 
 
 def _as_deep(config: ClassifierConfig, before: ClassifierConfig) -> bool:
-    """Whether a network is another, perhaps with further residual blocks."""
+    """Whether a network is another, perhaps with further residual blocks behind the second of a stage (the first may differ)."""
     pairs = zip(config.blocks or (2, 2, 2, 2), before.blocks or (2, 2, 2, 2), strict=True)
-    return replace(config, blocks=before.blocks) == before and all(ours >= theirs for ours, theirs in pairs)
+    return replace(config, blocks=before.blocks) == before and all(ours == theirs or ours > theirs > 1 for ours, theirs in pairs)
