@@ -18,7 +18,7 @@ from purify.training.catalogue import find_recipe
 from purify.training.loop import train
 from purify.training.recipes import RobustClassifierRecipe
 from purify.training.tasks import make_task
-from purify.training.warm_start import first_classifier
+from purify.training.warm_start import _as_deep, first_classifier
 
 
 def test_a_denoising_purifier_may_begin_with_another() -> None:
@@ -63,12 +63,15 @@ def test_a_deeper_classifier_reads_nearly_as_the_other(mnist_test: ImageSet) -> 
     assert accuracy(first_classifier(recipe).eval(), x, labels) > 0.95
 
 
-def test_a_classifier_is_not_made_shallower_by_a_warm_start() -> None:
+def test_a_warm_start_is_not_made_shallower_and_only_a_second_block_is_copied() -> None:
     recipe = find_recipe("cifar10-robust")
     assert isinstance(recipe, RobustClassifierRecipe)
     shallower = dataclasses.replace(recipe.architecture, blocks=(2, 1, 3, 3))
     with pytest.raises(ValueError, match="warm_start cifar10-resnet18 has another architecture"):
         first_classifier(dataclasses.replace(recipe, architecture=shallower))
+    single = dataclasses.replace(recipe.architecture, blocks=(2, 1, 2, 2))  # the first of a stage may halve the image
+    assert not _as_deep(recipe.architecture, single)
+    assert _as_deep(recipe.architecture, dataclasses.replace(single, blocks=()))
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])

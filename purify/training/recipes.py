@@ -94,7 +94,7 @@ class RobustClassifierRecipe(ClassifierRecipe):
     """Share of the run during which eps grows."""
     warm_start: str = ""
     """Name or path of a classifier of the same architecture and normalisation to begin with; empty: random weights. A resnet18
-    may have further blocks, which begin as copies."""
+    may have further blocks, which begin as copies of those before them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
