@@ -346,17 +346,18 @@ register(
 )
 
 
-def _register_retrained(classifier: str, robust: str, **changes: object) -> None:
+def _register_retrained(classifier: str, robust: str) -> None:
     """The classifier itself, trained on against attacks like ``robust``: what to compare with where it need not stay as it is."""
     before, like = find_recipe(classifier), find_recipe(robust)
     assert isinstance(before, ClassifierRecipe)
-    begun = {"name": f"{robust.removesuffix('-robust')}-retrained", "warm_start": classifier, "architecture": before.architecture}
-    register(dataclasses.replace(like, **{**begun, "mean": before.mean, "std": before.std, **changes}))  # type: ignore[arg-type]
+    name = f"{robust.removesuffix('-robust')}-retrained"
+    begun = {"warm_start": classifier, "architecture": before.architecture, "mean": before.mean, "std": before.std}
+    register(dataclasses.replace(like, name=name, **begun))  # type: ignore[arg-type]
 
 
 _register_retrained("digits-shufflenet", "digits-robust")
 _register_retrained("mnist-resnet18", "mnist-robust")
-_register_retrained("cifar10-resnet18", "cifar10-robust", epochs=6)
+_register_retrained("cifar10-resnet18", "cifar10-robust")
 
 
 def _register_dense(like: str, dncnn: tuple[int, int]) -> None:
