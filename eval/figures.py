@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "draw_examples", "draw_margins", "save_figures"]
 
-_COLOURS = ("#6b7280", "#0f766e", "#b45309", "#7c3aed", "#be185d", "#1d4ed8", "#65a30d", "#0891b2")
+_COLOURS = ("#6b7280", "#0f766e", "#b45309", "#7c3aed", "#be185d", "#1d4ed8", "#65a30d", "#0891b2", "#111827", "#f472b6")
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,

@@ -299,7 +299,7 @@ def test_two_rows_of_one_name_are_refused() -> None:
         dataclasses.replace(TABLES["digits"], purifiers=("a/x.safetensors", "b/x.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["mnist-0.3", "cifar10-l2"])
+@pytest.mark.parametrize("name", ["mnist-0.3", "cifar10", "cifar10-l2"])
 def test_a_figure_has_a_line_for_every_row(name: str) -> None:
     """More rows than colours, too: none is dropped in silence. The bare classifier has no oblivious line."""
     reference = read_reference(name)
@@ -313,6 +313,8 @@ def test_a_figure_has_a_line_for_every_row(name: str) -> None:
         defence, _, other = row.partition(", ")
         assert lines[row].get_color() == lines[defence].get_color()
         assert lines[row].get_linestyle() == ("--" if other else "-")
+    defences = {row.partition(", ")[0] for row in lines if not row.startswith("_")}  # matplotlib's own begin with a dash
+    assert len({lines[defence].get_color() for defence in defences}) == len(defences), "two defences share a colour"
 
 
 @pytest.mark.usefixtures("short_attacks", "quick_commands")
