@@ -127,8 +127,13 @@ def _more(e: Examination, standing: Tensor, name: str, share: Tensor) -> tuple[b
         return found.higher and found.difference > 0.02, words
     control = int(((standing > 0) & (again <= 0)).sum()) if e.has_gradient else 0
     broken = int(((standing > 0) & (share <= 0)).sum())
-    few = max(1, round(0.02 * len(standing)))
-    return broken - control > few, f"{name} breaks {broken} of {int((standing > 0).sum())} that stood (another start: {control})"
+    words = f"{name} breaks {broken} of {int((standing > 0).sum())} that stood (another start: {control})"
+    return broken - control > _few(standing), words
+
+
+def _few(images: Tensor) -> int:
+    """Of so many, how many may fall to chance."""
+    return max(1, round(0.02 * len(images)))
 
 
 def _s5(e: Examination) -> Answer:
@@ -255,7 +260,7 @@ def _s12(e: Examination) -> Answer:
 
 def _s13(e: Examination) -> Answer:
     bare = e.bare if e.bare is not None else e.model
-    found, breakable = [], True
+    found, breakable = {}, True
     for stage in (GradientKiller(), HardQuantiser(), GradientScrambler()):
         fake = _Fake(stage, bare)
         planted = Examination(
@@ -272,11 +277,27 @@ def _s13(e: Examination) -> Answer:
         )
         lost = planted.clean() - planted.under(planted.attack(), "straight through")
         breakable &= int((lost > 0.5).sum()) > 2
-        found.append((type(stage).__name__, [name for name in ("S6", "S8") if run_check(name, planted).verdict == "fail"]))
+        found[type(stage).__name__] = _what_caught(planted)
     if not breakable:
         return None, "the same attack does not break the classifier itself: a fake before it would hide nothing"
-    words = ", ".join(f"{name}: {' and '.join(caught) or 'NOT caught'}" for name, caught in found)
-    return all("S6" in caught for _, caught in found), f"planted in front of the same classifier, {words}"
+    answers = [caught for caught in found.values() if caught is not None]
+    if not answers:
+        return None, "no fake hides anything on these images: along their own gradients the attack breaks them all the same"
+    words = ", ".join(
+        f"{name}: {'hides nothing here' if caught is None else ' and '.join(caught) or 'NOT caught'}"
+        for name, caught in found.items()
+    )
+    return all("S6" in caught for caught in answers), f"planted in front of the same classifier, {words}"
+
+
+def _what_caught(planted: Examination) -> list[str] | None:
+    """The checks that fail for a planted fake. None: S6 does not, and there is nothing that it could have seen, since the attack
+    along the fake's own gradient, from two starts, leaves no more than chance would."""
+    caught = [name for name in ("S6", "S8") if run_check(name, planted).verdict == "fail"]
+    if "S6" in caught:
+        return caught
+    standing = torch.minimum(planted.under(planted.attack()), planted.under(planted.attack(), again=1))
+    return None if float(standing.sum()) <= _few(standing) else caught
 
 
 class _Fake(nn.Module):

@@ -246,6 +246,22 @@ def test_planted_fakes_before_a_classifier_that_nothing_moves() -> None:
     assert run_check("S13", examination).verdict == "not applicable"
 
 
+def test_a_planted_fake_that_hides_nothing_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large ball even a scrambled gradient breaks every image: there is nothing that S6 could see. Where a fake does hide
+    something, and S6 is blind to it, that still fails."""
+    wide = _examination("no defence")
+    wide.threat = ThreatModel("linf", 0.5)
+    check = run_check("S13", wide)
+    assert check.verdict == "pass"
+    assert check.words.endswith("GradientKiller: S6 and S8, HardQuantiser: S6 and S8, GradientScrambler: hides nothing here")
+    monkeypatch.setattr("purify.eval.sanity._more", lambda *_: (False, "blind"))
+    check = run_check("S13", wide)
+    assert check.verdict == "fail"
+    assert "GradientKiller: S8, HardQuantiser: S8, " in check.words
+    assert check.words.endswith("GradientScrambler: hides nothing here")
+    assert run_check("S13", _examination("no defence")).words.endswith("GradientScrambler: NOT caught")
+
+
 def test_without_an_exact_gradient_the_best_stand_in_is_examined() -> None:
     """JPEG has no gradient of use: what counts there is whether the attack along its stand-in has converged."""
     examination, model = _examination("no defence"), purify.wrap(quick_classifier(), make_baseline("jpeg").eval())
