@@ -280,19 +280,17 @@ def _s13(e: Examination) -> Answer:
         found[type(stage).__name__] = _what_caught(planted)
     if not breakable:
         return None, "the same attack does not break the classifier itself: a fake before it would hide nothing"
-    answers = [caught for caught in found.values() if caught is not None]
-    if not answers:
-        return None, "no fake hides anything on these images: along their own gradients the attack breaks them all the same"
     words = ", ".join(
         f"{name}: {'hides nothing here' if caught is None else ' and '.join(caught) or 'NOT caught'}"
         for name, caught in found.items()
     )
-    return all("S6" in caught for caught in answers), f"planted in front of the same classifier, {words}"
+    good = all(caught is None or "S6" in caught for caught in found.values())  # the killer, without any gradient, always counts
+    return good, f"planted in front of the same classifier, {words}"
 
 
 def _what_caught(planted: Examination) -> list[str] | None:
     """The checks that fail for a planted fake. None: S6 does not, and there is nothing that it could have seen, since the attack
-    along the fake's own gradient, from two starts, leaves no more than chance would."""
+    along the fake's own gradient leaves no more images standing from both of two starts than chance may."""
     caught = [name for name in ("S6", "S8") if run_check(name, planted).verdict == "fail"]
     if "S6" in caught:
         return caught
