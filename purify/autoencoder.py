@@ -210,16 +210,16 @@ class DenoisingSparseAutoencoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise ValueError(f"expected images (N, {self.config.channels}, H, W), got shape {tuple(images.shape)}")
         padded = self._seen(images) - self.offset
-        dictionary, threshold = self.dictionary, self._threshold_for(padded)
-        code: Tensor = self.sparsify(self._analyse(padded, dictionary), threshold, 0)
+        threshold = self._threshold_for(padded)
+        code: Tensor = self.sparsify(self._analyse(padded), threshold, 0)
         for step in range(1, self.config.steps):
-            rest = padded - self._synthesise(code, dictionary)
-            code = self.sparsify(code + self._analyse(rest, dictionary), threshold, step)
+            rest = padded - self._synthesise(code)
+            code = self.sparsify(code + self._analyse(rest), threshold, step)
         return code
 
     def analyse(self, images: Tensor) -> Tensor:
         """E(x − b), the first step's code before its threshold: (N, K, ⌈H/stride⌉, ⌈W/stride⌉), of either sign."""
-        return self._analyse(self._seen(images) - self.offset, self.dictionary)
+        return self._analyse(self._seen(images) - self.offset)
 
     def global_code(self, code: Tensor) -> Tensor:
         """Of a code (N, K + G, h, w), the activity of the global units: (N, G). They stand at its first position."""
@@ -234,7 +234,8 @@ class DenoisingSparseAutoencoder(nn.Module):
 
     def synthesise(self, code: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """D z + b: what :meth:`decode` gives before it clips to [0, 1]."""
-        image = self._synthesise(code, self.dictionary) + self.offset
+        image = self._synthesise(code) + self.offset
+        image = image.contiguous()  # a classifier's speed is not to depend on how the purifier's weights are laid out
         return image if size is None else image[..., : size[0], : size[1]]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -254,7 +255,7 @@ class DenoisingSparseAutoencoder(nn.Module):
             value = 0.0
             for _ in range(iterations):
                 z = z / z.norm()
-                z = F.conv2d(self._synthesise(z, self.dictionary), self.dictionary, None, self.config.stride, self.overlap)
+                z = F.conv2d(self._synthesise(z), self.dictionary, None, self.config.stride, self.overlap)
                 value = float(z.norm())
         return value
 
@@ -347,10 +348,10 @@ class DenoisingSparseAutoencoder(nn.Module):
         below, right = -height % self.config.stride, -width % self.config.stride
         return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
-    def _analyse(self, rest: Tensor, dictionary: Tensor) -> Tensor:
+    def _analyse(self, rest: Tensor) -> Tensor:
         """E: (N, C, H, W) to (N, K, h, w)."""
         if self.config.encoder == "tied":
-            return self.log_step_size.exp() * F.conv2d(rest, dictionary, None, self.config.stride, self.overlap)
+            return self.log_step_size.exp() * F.conv2d(rest, self.dictionary, None, self.config.stride, self.overlap)
         if isinstance(self.stem, PyramidTrunk):
             features, coarse = self.stem(rest)
         else:
@@ -363,9 +364,9 @@ class DenoisingSparseAutoencoder(nn.Module):
             out = torch.cat([out, F.pad(summary, (0, out.shape[-1] - 1, 0, out.shape[-2] - 1))], 1)
         return out
 
-    def _synthesise(self, code: Tensor, dictionary: Tensor) -> Tensor:
+    def _synthesise(self, code: Tensor) -> Tensor:
         """D: (N, K, h, w) to (N, C, H, W)."""
-        image = F.conv_transpose2d(code[:, : self.config.units], dictionary, None, self.config.stride, self.overlap)
+        image = F.conv_transpose2d(code[:, : self.config.units], self.dictionary, None, self.config.stride, self.overlap)
         if self.config.global_units:
             image = image + self.whole.synthesise(self.global_code(code), (image.shape[-2], image.shape[-1]))
         return image

@@ -96,7 +96,7 @@ def test_unrolled_tied_steps_solve_the_lasso() -> None:
 def test_norm_of_the_dictionary_against_dense_algebra() -> None:
     purifier = small(channels=1, encoder="tied", atom=4, stride=2).double()
     basis = torch.eye(8 * 4 * 4, dtype=torch.float64).view(-1, 8, 4, 4)
-    dense = purifier._synthesise(basis, purifier.dictionary).flatten(1).T
+    dense = purifier._synthesise(basis).flatten(1).T
     assert purifier.tied_analysis_norm((8, 8), iterations=500) == pytest.approx(
         torch.linalg.matrix_norm(dense, 2).item() ** 2, rel=1e-3
     )

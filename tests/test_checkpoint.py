@@ -35,8 +35,23 @@ def test_round_trip(saved: Path, tmp_path: Path) -> None:
     x = torch.rand(2, 1, 8, 8)
     assert torch.allclose(loaded(x), original(x), atol=1e-2)  # stored as float16
     exact = save(original, read_card(saved), tmp_path / "exact.safetensors", dtype=torch.float32)
-    assert torch.equal(purify.load(tmp_path / "exact.safetensors")(x), original(x))
+    again = purify.load(tmp_path / "exact.safetensors")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in original.state_dict().items())
+    assert torch.allclose(again(x), original(x), atol=1e-6)
     assert exact.sha256 == read_card(tmp_path / "exact.safetensors").sha256
+
+
+def test_layout_of_the_weights_shows_nowhere(saved: Path, tmp_path: Path) -> None:
+    """Convolutions come channels-last, for speed: neither the file nor the purified images know."""
+    loaded = purify.load(saved)
+    convolutions = [module for module in loaded.modules() if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)]
+    assert convolutions
+    assert not any(module.weight.is_contiguous() for module in convolutions if module.in_channels > 1)
+    x = torch.rand(2, 1, 8, 8)
+    purified = loaded(x)
+    assert purified.is_contiguous()
+    assert torch.allclose(purified, loaded.to(memory_format=torch.contiguous_format)(x), atol=1e-6)
+    assert save(purify.load(saved), read_card(saved), tmp_path / "again.safetensors").sha256 == read_card(saved).sha256
 
 
 def test_what_float16_does_not_hold_is_stored_as_it_is(saved: Path, tmp_path: Path) -> None:
