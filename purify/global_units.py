@@ -41,7 +41,7 @@ class GlobalUnits(nn.Module):
         """Code (N, G) to the pattern (N, C, H, W) of ``size`` = (H, W), of either sign."""
         atoms = self.atoms.flatten(1)
         scale = atoms.norm(dim=1).clamp(min=1e-12)  # the code is divided by it, not the atoms: they are far larger
-        pattern = ((code / scale) @ atoms).view(-1, *self.atoms.shape[1:])
+        pattern: Tensor = ((code / scale) @ atoms).view(-1, *self.atoms.shape[1:])
         if pattern.shape[-2:] == size:
             return pattern
         return F.interpolate(pattern, size=size, mode="bilinear", align_corners=False)
