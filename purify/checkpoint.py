@@ -147,9 +147,6 @@ def load(name: str | Path, *, low_pass: float | None = None) -> DenoisingSparseA
     config = _architecture(DSAEConfig, card, name)
     purifier = DenoisingSparseAutoencoder(config if low_pass is None else dataclasses.replace(config, low_pass=low_pass))
     _fill(purifier, name, card)
-    for layer in purifier.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)  # a single image sooner on a processor, many as soon
     return purifier.eval()
 
 
