@@ -153,7 +153,7 @@ class DenoisingSparseAutoencoder(nn.Module):
         self._make_encoder(config)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)  # a single image sooner on a processor, many as soon
+                layer.to(memory_format=torch.channels_last)  # quicker with a single image on a processor
 
     def _make_encoder(self, config: DSAEConfig) -> None:
         """The layers of E, before their training."""
